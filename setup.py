@@ -1,4 +1,4 @@
-"""Build the extension. THINKGUARD_DEBUG=1: bounds checks, asserts, -O0 and the sanitizers."""
+"""Build the extensions. THINKGUARD_DEBUG=1: bounds checks, asserts, -O0 and the sanitizers."""
 
 import os
 import sys
@@ -21,7 +21,16 @@ core = Extension(
     "thinkguard._core",
     ["src/thinkguard/_core.pyx", "csrc/lift.c", "csrc/machine.c", "csrc/edit.c"],
     include_dirs=["csrc"],
-    depends=["csrc/thinkguard.h", "csrc/machine.h", "src/thinkguard/_c.pxd"],
+    depends=["csrc/thinkguard.h", "csrc/machine.h", "src/thinkguard/_c.pxd", "src/thinkguard/_core.pxd"],
+    extra_compile_args=compile_args,
+    extra_link_args=link_args,
+)
+# Holds no C of its own: it calls the core through the functions that _core.pxd declares, found when it is imported.
+slots = Extension(
+    "thinkguard._slots",
+    ["src/thinkguard/_slots.pyx"],
+    include_dirs=["csrc"],
+    depends=["csrc/thinkguard.h", "src/thinkguard/_c.pxd", "src/thinkguard/_core.pxd"],
     extra_compile_args=compile_args,
     extra_link_args=link_args,
 )
@@ -33,4 +42,4 @@ directives = {
     "embedsignature": True,
 }
 
-setup(ext_modules=cythonize([core], build_dir="build/cython", include_path=["src"], compiler_directives=directives))
+setup(ext_modules=cythonize([core, slots], build_dir="build/cython", include_path=["src"], compiler_directives=directives))

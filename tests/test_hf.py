@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import interpreted  # noqa: F401
 import numpy as np
 import pytest
 from model import Model
@@ -17,6 +18,7 @@ from thinkguard import (  # noqa: E402
     ThinkProgram,
     UnsupportedError,
     Vocabulary,
+    hf_scores,
 )
 from thinkguard import hf as adapter  # noqa: E402
 from thinkguard.hf import ThinkLogitsProcessor  # noqa: E402
@@ -119,6 +121,14 @@ def assert_structured(vocabulary, output, prompt_length, opened=False, eos=True)
     assert answer.strip(), text
 
 
+@pytest.fixture(params=["host", "kernel"])
+def place(request, monkeypatch):
+    """Where the rows are kept: on the host, or where scores and ids are, by the kernel, as on a GPU."""
+    if request.param == "kernel":
+        monkeypatch.setattr(hf_scores, "_KERNELS_RUN", {"cpu"})
+    return request.param
+
+
 MODES = {
     "greedy": dict(do_sample=False),
     "sampling": dict(do_sample=True, temperature=1.5),
@@ -131,9 +141,14 @@ MODES = {
 
 
 @pytest.mark.parametrize("attached", [False, True], ids=["alone", "attached"])
-@pytest.mark.parametrize("vocabulary", [TEXT, TOKENS], ids=["text", "tokens"])
+@pytest.mark.parametrize(
+    ("place", "vocabulary"),
+    [("host", TEXT), ("host", TOKENS), ("kernel", TEXT)],
+    ids=["text", "tokens", "kernel"],
+    indirect=["place"],
+)
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_equals_a_recomputation(mode, vocabulary, attached, monkeypatch):
+def test_every_mode_equals_a_recomputation(mode, vocabulary, attached, place, monkeypatch):
     model, ids = make_model(vocabulary), prompt(vocabulary)
     guard = ThinkLogitsProcessor(vocabulary, format=FORMAT, max_thinking_tokens=9, grace_tokens=3, max_answer_tokens=8)
     checked = Checked(monkeypatch, guard, ids, limit=40 if attached else None)
@@ -152,8 +167,8 @@ def test_every_mode_equals_a_recomputation(mode, vocabulary, attached, monkeypat
 
 
 @pytest.mark.parametrize("attached", [False, True], ids=["alone", "attached"])
-@pytest.mark.parametrize("narrower", [0, 3])
-def test_assisted_decoding_with_a_draft_model(narrower, attached, monkeypatch):
+@pytest.mark.parametrize(("place", "narrower"), [("host", 0), ("host", 3), ("kernel", 3)], indirect=["place"])
+def test_assisted_decoding_with_a_draft_model(narrower, attached, place, monkeypatch):
     """One instance serves draft and target, on prefixes that are later dropped; the draft's vocabulary may be narrower."""
     model, ids = make_model(TEXT, TEXT.num_tokens + 3), prompt(TEXT)
     draft = make_model(TEXT, TEXT.num_tokens + 3, seed=3)
@@ -180,7 +195,7 @@ def _narrow(output, by):
 
 
 @pytest.mark.parametrize("attached", [False, True], ids=["alone", "attached"])
-def test_left_padding_and_rows_that_finish_early(attached, monkeypatch):
+def test_left_padding_and_rows_that_finish_early(attached, place, monkeypatch):
     model = make_model(TOKENS)
     ids, mask = left_padded(TOKENS, ["hi", "a longer question", "<think> quoted </think>"])
     guard = ThinkLogitsProcessor(TOKENS, format=FORMAT, max_thinking_tokens=5, max_answer_tokens=4)
@@ -197,7 +212,7 @@ def test_left_padding_and_rows_that_finish_early(attached, monkeypatch):
         assert_structured(TOKENS, row, ids.shape[1])
 
 
-def test_resumed_cache_goes_on_where_it_stopped(monkeypatch):
+def test_resumed_cache_goes_on_where_it_stopped(place, monkeypatch):
     """A second call with the first one's tokens and cache continues inside the block."""
     model, ids = make_model(TEXT), prompt(TEXT)
     guard = ThinkLogitsProcessor(TEXT, format=FORMAT, max_thinking_tokens=12, max_answer_tokens=6)
@@ -216,7 +231,7 @@ def test_resumed_cache_goes_on_where_it_stopped(monkeypatch):
     assert resumed.tolist() == whole.tolist()
 
 
-def test_one_processor_over_many_calls():
+def test_one_processor_over_many_calls(place):
     """A new turn that extends the last call's sequence is a new prompt; so is the same prompt again, and a shorter one."""
     model = make_model(TEXT)
     guard = ThinkLogitsProcessor(TEXT, format=FORMAT, max_thinking_tokens=6, max_answer_tokens=5)

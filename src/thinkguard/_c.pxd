@@ -68,6 +68,9 @@ cdef extern from "thinkguard.h" nogil:
         int32_t ring[64]
         int32_t run[64]
 
+    ctypedef enum tg_action_kind:
+        TG_FREE, TG_FORCE, TG_EDIT, TG_ALLOW
+
     ctypedef struct tg_action:
         int32_t kind, token, node, forbidden, flags, cut, pending
         float bias

@@ -106,10 +106,6 @@ cdef const uint32_t *words(object array) except? NULL:
 cdef class Tables:
     """A compiled format as C sees it; `arrays` and `scalars` are what it was made from."""
 
-    cdef c.tg_program program
-    cdef readonly dict arrays
-    cdef readonly dict scalars
-
     def __init__(self, dict arrays not None, dict scalars not None):
         self.arrays = arrays
         self.scalars = scalars
@@ -176,12 +172,6 @@ cdef class Tables:
 @cython.final
 cdef class BoundPolicy:
     """A policy with its messages spelled for one program and its EOS set resolved."""
-
-    cdef c.tg_policy policy
-    cdef readonly Tables tables
-    cdef readonly object source
-    cdef readonly object tokens
-    cdef readonly dict fields
 
     def __init__(self, Tables tables not None, object source, dict fields not None, list sequences not None,
                  tuple eos_token_ids not None):
@@ -254,10 +244,6 @@ cdef class Action:
 @cython.final
 cdef class Row:
     """Where one sequence stands. Made by `ThinkProgram.start`; `copy()` forks it."""
-
-    cdef c.tg_row row
-    cdef c.tg_loop *loop
-    cdef readonly BoundPolicy policy
 
     def __cinit__(self, BoundPolicy policy not None):
         self.loop = NULL
@@ -339,11 +325,22 @@ cdef class Row:
         return bool(self.row.flags & c.TG_ROW_FORCED)
 
 
-cdef struct Member:  # where a row of a batch and what it stands on lie in memory
-    const c.tg_program *program
-    const c.tg_policy *policy
-    c.tg_row *row
-    c.tg_loop *loop
+cdef Member member_of(Row row) noexcept:
+    return Member(&row.policy.tables.program, &row.policy.policy, &row.row, row.loop)
+
+
+cdef void advance_one(const Member *member, int64_t token) noexcept nogil:
+    cdef int32_t known = <int32_t> token if 0 <= token <= 0x7FFFFFFF else -1  # anything else is an impossible id
+    c.tg_advance(member.program, member.policy, member.row, member.loop, known)
+
+
+cdef void decide_one(const Member *member, c.tg_action *action) noexcept nogil:
+    c.tg_decide(member.program, member.policy, member.row, action)
+
+
+cdef int32_t edit_one(const Member *member, const c.tg_action *action, void *logits, int dtype, int64_t stride,
+                      int32_t width) noexcept nogil:
+    return c.tg_apply(member.program, member.policy, action, logits, <c.tg_dtype> dtype, stride, width)
 
 
 @cython.final
@@ -373,7 +370,7 @@ cdef class RowBatch:
             if not isinstance(row, Row):
                 raise InputError(f"rows[{i}] is a {type(row).__name__}, wanted what ThinkProgram.start returns")
             one = row
-            self.members[i] = Member(&one.policy.tables.program, &one.policy.policy, &one.row, one.loop)
+            self.members[i] = member_of(one)
 
     def __dealloc__(self):
         PyMem_Free(self.members)
@@ -385,25 +382,24 @@ cdef class RowBatch:
     def advance(self, const int64_t[:] token_ids not None):
         """Account for one sampled token of each row. token_ids: [num_rows]"""
         cdef Py_ssize_t i
-        cdef int64_t token
         if token_ids.shape[0] != self.num_rows:
             raise InputError(f"token_ids has {token_ids.shape[0]} entries for {self.num_rows} rows")
         cdef Member *members = self.members
         with nogil:
             for i in range(self.num_rows):
-                token = token_ids[i]
-                advance_one(&members[i], <int32_t> token if 0 <= token <= 0x7FFFFFFF else -1)
+                advance_one(&members[i], token_ids[i])
 
     def apply(self, intptr_t address, int dtype, int64_t row_stride, int64_t stride, int32_t width):
         """Decide and edit each row of logits in place; strides in elements. Returns how many rows had to be left alone."""
         cdef Py_ssize_t i, item = 4 if dtype == c.TG_FLOAT32 else 2
         cdef int64_t left = 0
         cdef Member *members = self.members
+        cdef c.tg_action action
         with nogil:
             for i in range(self.num_rows):
-                left += not apply_one(&members[i], <char *> address + i * row_stride * item, dtype, stride, width)
+                decide_one(&members[i], &action)
+                left += not edit_one(&members[i], &action, <char *> address + i * row_stride * item, dtype, stride, width)
         return left
-
 
     def continues(self, intptr_t ids, int64_t row_stride, int64_t stride, int64_t length):
         """Whether each row of int64 ids ends in the token that was seen last and one more; read from memory."""
@@ -432,7 +428,7 @@ cdef class RowBatch:
             for i in range(self.num_rows):
                 token = (<const int64_t *> ids)[i * row_stride + (length - 1) * stride]
                 self.last[i] = token
-                advance_one(&self.members[i], <int32_t> token if 0 <= token <= 0x7FFFFFFF else -1)
+                advance_one(&self.members[i], token)
 
     def is_free(self):
         """Whether no row needs an edit at its next step."""
@@ -443,17 +439,3 @@ cdef class RowBatch:
             if action.kind:
                 return False
         return True
-
-
-cdef inline void decide_one(const Member *member, c.tg_action *action) noexcept nogil:
-    c.tg_decide(member.program, member.policy, member.row, action)
-
-
-cdef inline void advance_one(const Member *member, int32_t token) noexcept nogil:
-    c.tg_advance(member.program, member.policy, member.row, member.loop, token)
-
-
-cdef inline int32_t apply_one(const Member *member, void *logits, int dtype, int64_t stride, int32_t width) noexcept nogil:
-    cdef c.tg_action action
-    c.tg_decide(member.program, member.policy, member.row, &action)
-    return c.tg_apply(member.program, member.policy, &action, logits, <c.tg_dtype> dtype, stride, width)

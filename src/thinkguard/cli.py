@@ -69,6 +69,16 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--json", action="store_true", help="print one JSON object per output")
     explain.set_defaults(run=_explain)
 
+    doctor = commands.add_parser("doctor", help="find where thinking gets lost in what a live server answers")
+    doctor.add_argument("--url", metavar="URL", help="an OpenAI-compatible server: http://HOST:PORT/v1")
+    doctor.add_argument("--model", metavar="NAME", help="which of its models (default: the first)")
+    doctor.add_argument("--api-key", metavar="KEY", help="the server's key (default: OPENAI_API_KEY, if set)")
+    doctor.add_argument(
+        "--timeout", type=_seconds, default=60.0, metavar="S", help="seconds that one answer may take (default: 60)"
+    )
+    doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
+    doctor.set_defaults(run=_doctor)
+
     formats = commands.add_parser("formats", help="list the model families, or print one")
     formats.add_argument("name", nargs="?", metavar="NAME")
     formats.add_argument("--json", action="store_true", help="print JSON")
@@ -89,11 +99,33 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
 def _demo(options: argparse.Namespace) -> int:
     from thinkguard.demo.run import run
 
     print(run(options.num, options.budget, options.json))
     return FINE
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    if options.url is None:
+        raise InputError("nothing to examine: give --url http://HOST:PORT/v1, a live OpenAI-compatible server")
+    from thinkguard.doctor.serving import examine_server
+
+    key = options.api_key or os.environ.get("OPENAI_API_KEY")
+    report = examine_server(options.url, options.model, key, options.timeout)
+    print(json.dumps(report.as_dict(), ensure_ascii=False, indent=2) if options.json else report.as_text())
+    print(report.summary(), file=sys.stderr)
+    return TO_FIX if report.problems else FINE
 
 
 def _formats(options: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from thinkguard._core import BoundPolicy, Row, RowBatch
 from thinkguard.errors import InputError, UnsupportedError
 from thinkguard.formats import ThinkFormat
-from thinkguard.hf_scores import FLOATS, edit_scores
+from thinkguard.hf_scores import FLOATS, DeviceRows, edit_scores, runs_on_device
 from thinkguard.policy import POLICY_FIELDS, ThinkPolicy, check_names
 from thinkguard.program import ThinkProgram
 from thinkguard.trace import ThinkTrace
@@ -130,6 +130,7 @@ class ThinkLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         self.eos_token_ids = _eos_ids(eos_token_id)
         self.bound = self.program.bind(self.policy, self.eos_token_ids)
         self._last_eos = self.eos_token_ids  # of the last attached call, for `explain`
+        self.device_tables: dict[Any, Any] = {}  # device -> DeviceProgram, for the steps that run on a GPU
         self._local = threading.local()  # calls in other threads neither disturb the rows seen in this one nor evict them
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -139,6 +140,11 @@ class ThinkLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         bfloat16; `width` may be narrower or wider than the vocabulary.
         """
         _check(input_ids, scores)
+        if runs_on_device(input_ids, scores):
+            if not hasattr(self._local, "device_rows"):
+                self._local.device_rows = DeviceRows(self.program, self.bound, self.device_tables)
+            edited: torch.Tensor = self._local.device_rows.edit(input_ids, scores.clone())
+            return edited
         if not hasattr(self._local, "rows"):
             self._local.rows = _Rows(self.program, self.bound)
         batch = RowBatch(self._local.rows.rows(input_ids.cpu().numpy()))
@@ -213,7 +219,11 @@ class AttachedProcessor(LogitsProcessor):  # type: ignore[misc]
         limit = getattr(generation_config, "max_length", None)
         max_tokens = None if limit is None else max(int(limit) - prompt, 0)
         self.guard = guard
-        self._rows = _Rows(guard.program, guard.bind_for(generation_config), prompt, max_tokens)
+        bound = guard.bind_for(generation_config)
+        self._rows = _Rows(guard.program, bound, prompt, max_tokens)
+        self._device_rows = DeviceRows(guard.program, bound, guard.device_tables, prompt, max_tokens)
+        # What a limit has to hold at most; the first prompt tells whether a smaller one is enough.
+        self._is_roomy = max_tokens is None or max_tokens >= guard.program.most_room(bound)
         # Prompt lookup tries one tensor of scores again and again.
         shares = ("output_logits", "prompt_lookup_num_tokens")
         self._keeps_logits = any(getattr(generation_config, name, None) for name in shares)
@@ -223,6 +233,8 @@ class AttachedProcessor(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """As ThinkLogitsProcessor's, with the prompt's length known; scores are edited in place."""
+        if runs_on_device(input_ids, scores):
+            return self._on_device(input_ids, scores)
         num_rows, length = input_ids.shape
         batch = self._batch
         if (
@@ -239,6 +251,13 @@ class AttachedProcessor(LogitsProcessor):  # type: ignore[misc]
                 self._length = length
                 return edit_scores(batch, scores.clone() if self._keeps_logits else scores)
         return self._by_history(input_ids, scores)
+
+    def _on_device(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        _check(input_ids, scores)
+        if not self._is_roomy:
+            self._rows.rows(input_ids.cpu().numpy())  # InputError for a limit that is too small
+            self._is_roomy = True
+        return self._device_rows.edit(input_ids, scores.clone() if self._keeps_logits else scores)
 
     def _by_history(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """The first step of a call, beams, and what assisted decoding does after a dropped draft."""

@@ -1,11 +1,18 @@
-"""Editing torch scores with a batch of rows; shared by the processors of `generate` and of continuous batching."""
+"""Editing torch scores, on the host or on their device; for the processors of `generate` and of continuous batching."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
 import torch
 
-from thinkguard._core import RowBatch
+from thinkguard._core import BoundPolicy, RowBatch
 from thinkguard.errors import InputError
+from thinkguard.program import ThinkProgram
+
+if TYPE_CHECKING:
+    from thinkguard.device import DeviceProgram, DeviceSequences
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _CODES = {dtype: code for code, dtype in enumerate(FLOATS)}  # the values of tg_dtype
@@ -21,3 +28,45 @@ def edit_scores(batch: RowBatch, scores: torch.Tensor) -> torch.Tensor:
     row_stride, stride = on_cpu.stride()
     batch.apply(on_cpu.data_ptr(), code, row_stride, stride, on_cpu.shape[1])
     return scores if on_cpu is scores else scores.copy_(on_cpu)
+
+
+class DeviceRows:
+    """The rows of `generate()` where scores and ids are both on a GPU: found, advanced and edited there, in one launch.
+
+    `prompt` and `max_tokens` are those of an attached call, None where they are not known. `tables` keeps what lies on each
+    device, for all calls of one processor.
+    """
+
+    def __init__(
+        self,
+        program: ThinkProgram,
+        bound: BoundPolicy,
+        tables: dict[torch.device, DeviceProgram],
+        prompt: int | None = None,
+        max_tokens: int | None = None,
+    ) -> None:
+        self.program, self.bound, self.tables, self.prompt, self.max_tokens = program, bound, tables, prompt, max_tokens
+        self._sequences: DeviceSequences | None = None
+
+    def edit(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Edit scores in place behind each sequence. input_ids: [num_rows, length], scores: [num_rows, width]"""
+        sequences = self._sequences
+        if sequences is None or sequences.device != scores.device:
+            from thinkguard.device import DeviceProgram, DeviceSequences
+
+            if scores.device not in self.tables:
+                self.tables[scores.device] = DeviceProgram(self.program, scores.device)
+            sequences = DeviceSequences(self.tables[scores.device], self.bound, self.prompt, self.max_tokens)
+            self._sequences = sequences
+        sequences.apply(input_ids if input_ids.stride(1) == 1 else input_ids.contiguous(), scores)
+        return scores
+
+
+_KERNELS_RUN = {"cuda"}  # device types that the Triton kernels run on
+_HAS_TRITON = find_spec("triton") is not None
+
+
+def runs_on_device(input_ids: torch.Tensor, scores: torch.Tensor) -> bool:
+    """Whether a step can be done where its tensors are, without a word to the host."""
+    device = scores.device
+    return device.type in _KERNELS_RUN and _HAS_TRITON and input_ids.device == device and input_ids.shape[1] > 0

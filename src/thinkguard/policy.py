@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -29,6 +29,8 @@ COUNTS: dict[str, tuple[int, int | None, bool]] = {
     "loop_tokens": (0, 256, False),
 }
 MOST = 2**30  # counts stay far inside int32, so that sums of two of them do too
+MAX_MESSAGE_BYTES = 1024  # of UTF-8, in each message of a served request: engines keep a table of this many tokens per slot
+_LONGEST_SHOWN = 160
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,98 +60,11 @@ class ThinkPolicy:
     markers_in_answer: Literal["ban", "allow"] = "ban"
 
     def __post_init__(self) -> None:
-        for name, (lowest, highest, optional) in COUNTS.items():
-            self._check_count(name, lowest, MOST if highest is None else highest, optional)
-        for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                near = difflib.get_close_matches(str(value), choices, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise PolicyError(f"{name}={value!r}: must be one of {', '.join(map(repr, choices))}{hint}")
-        if not isinstance(self.close_message, str):
-            raise PolicyError(f"close_message={self.close_message!r}: must be a string; leave it out for none")
-        if self.extend_message is not None and (not isinstance(self.extend_message, str) or not self.extend_message):
-            raise PolicyError(f"extend_message={self.extend_message!r}: must be a string with text in it, or None")
-        for name in ("close_message", "extend_message"):
-            text = getattr(self, name) or ""
-            if text.encode("utf-8", "ignore").decode() != text:
-                raise PolicyError(f"{name}={text!r}: holds half a surrogate pair, which no token spells; write it whole")
-        self._check_pairs()
-
-    def _check_count(self, name: str, lowest: int, highest: int, optional: bool) -> None:
-        value = getattr(self, name)
-        if value is None and optional:
-            return
-        if isinstance(value, bool) or not isinstance(value, int):
-            none = " or None" if optional else ""
-            raise PolicyError(f"{name}={value!r}: must be a whole number of tokens{none}")
-        if not lowest <= value <= highest:
-            raise PolicyError(f"{name}={value}: must lie between {lowest} and {highest}")
-
-    def _check_pairs(self) -> None:
-        most, least = self.max_thinking_tokens, self.min_thinking_tokens
-        if most is not None and least > most:
-            raise PolicyError(
-                f"min_thinking_tokens={least} exceeds max_thinking_tokens={most}: lower it to {most} or less"
-            )
-        if self.grace_tokens and most is None:
-            raise PolicyError(f"grace_tokens={self.grace_tokens} needs a cap to precede: set max_thinking_tokens")
-        if most is not None and self.grace_tokens > most:
-            raise PolicyError(
-                f"grace_tokens={self.grace_tokens} exceeds max_thinking_tokens={most}: lower it to {most} or less"
-            )
-        self._check_bias()
-        if (self.extend_message is None) != (self.max_extensions == 0):
-            raise PolicyError(
-                f"extend_message={self.extend_message!r} with max_extensions={self.max_extensions}: set both or neither"
-            )
-        if self.max_extensions and not least:
-            raise PolicyError(
-                f"max_extensions={self.max_extensions} never applies with min_thinking_tokens=0: set min_thinking_tokens "
-                "to how long the thinking should be before it may end"
-            )
-        if self.opening == "forbid" and least:
-            raise PolicyError(
-                f"opening='forbid' with min_thinking_tokens={least}: thinking that is forbidden has no minimum"
-            )
-        if self.opening == "forbid" and self.max_think_blocks > 1:
-            raise PolicyError(
-                f"opening='forbid' with max_think_blocks={self.max_think_blocks}: no block is allowed at all; leave it at 1"
-            )
-        answer = self.max_answer_tokens
-        for name in ("min_answer_tokens", "reserve_answer_tokens"):
-            value = getattr(self, name)
-            if answer is not None and value > answer:
-                raise PolicyError(f"{name}={value} exceeds max_answer_tokens={answer}: lower it to {answer} or less")
-        if 0 < self.loop_tokens < 4:
-            raise PolicyError(f"loop_tokens={self.loop_tokens}: must be 0 (off) or between 4 and 256")
-        if self.markers_in_answer == "allow" and self.max_think_blocks > 1:
-            raise PolicyError(
-                f"markers_in_answer='allow' with max_think_blocks={self.max_think_blocks}: a quoted marker cannot be told "
-                "from a new block; choose one of the two"
-            )
-
-    def _check_bias(self) -> None:
-        bias, soft, most = self.close_bias, self.soft_thinking_tokens, self.max_thinking_tokens
-        if (
-            isinstance(bias, bool)
-            or not isinstance(bias, (int, float))
-            or not 0 <= bias <= 1e6
-        ):
-            raise PolicyError(f"close_bias={bias!r}: must be a number of logits between 0 and 1,000,000")
-        if (soft is None) != (bias == 0):
-            raise PolicyError(f"soft_thinking_tokens={soft} with close_bias={bias}: set both or neither")
-        if soft is None:
-            return
-        if most is None or soft >= most:
-            raise PolicyError(
-                f"soft_thinking_tokens={soft} must lie below max_thinking_tokens={most}: the bias is whole at the cap"
-            )
-        if soft < self.min_thinking_tokens:
-            raise PolicyError(
-                f"soft_thinking_tokens={soft} lies below min_thinking_tokens={self.min_thinking_tokens}, "
-                f"where the end is banned: raise it to {self.min_thinking_tokens}"
-            )
+        values = {name: getattr(self, name) for name in POLICY_FIELDS}
+        for name, value in values.items():
+            check_value(name, value)
+        for _, told in contradictions(values):
+            raise PolicyError(told)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> ThinkPolicy:
@@ -159,6 +74,7 @@ class ThinkPolicy:
 
 
 POLICY_FIELDS: tuple[str, ...] = tuple(field.name for field in fields(ThinkPolicy))
+POLICY_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(ThinkPolicy)}
 
 
 def check_names(values: Mapping[str, Any], also: tuple[str, ...] = ()) -> None:
@@ -168,4 +84,110 @@ def check_names(values: Mapping[str, Any], also: tuple[str, ...] = ()) -> None:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, 1, 0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(known)}"
-            raise PolicyError(f"unknown policy field {name!r}: {hint}")
+            raise PolicyError(f"unknown policy field {shown(name)}: {hint}")
+
+
+def check_value(name: str, value: object) -> None:
+    """Raise PolicyError for a value that a field cannot have, whatever the other fields are."""
+    if name in COUNTS:
+        lowest, highest, optional = COUNTS[name]
+        if value is None and optional:
+            return
+        if isinstance(value, bool) or not isinstance(value, int):
+            none = " or None" if optional else ""
+            raise PolicyError(f"{name}={shown(value)}: must be a whole number of tokens{none}")
+        if not lowest <= value <= (highest or MOST):
+            raise PolicyError(f"{name}={shown(value)}: must lie between {lowest} and {highest or MOST}")
+        if name == "loop_tokens" and 0 < value < 4:
+            raise PolicyError(f"loop_tokens={value}: must be 0 (off) or between 4 and 256")
+    elif name in CHOICES:
+        choices = CHOICES[name]
+        if not isinstance(value, str) or value not in choices:
+            near = difflib.get_close_matches(str(value), choices, 1) if isinstance(value, str) else ()
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise PolicyError(f"{name}={shown(value)}: must be one of {', '.join(map(repr, choices))}{hint}")
+    elif name == "close_bias":
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1e6:
+            raise PolicyError(f"close_bias={shown(value)}: must be a number of logits between 0 and 1,000,000")
+    else:
+        _check_message(name, value)
+
+
+def _check_message(name: str, value: object) -> None:
+    if name == "close_message" and not isinstance(value, str):
+        raise PolicyError(f"close_message={shown(value)}: must be a string; leave it out for none")
+    if name == "extend_message" and value is not None and (not isinstance(value, str) or not value):
+        raise PolicyError(f"extend_message={shown(value)}: must be a string with text in it, or None")
+    if isinstance(value, str) and value.encode("utf-8", "ignore").decode() != value:
+        raise PolicyError(f"{name}={shown(value)}: holds half a surrogate pair, which no token spells; write it whole")
+
+
+def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], str]]:
+    """Yield (the two fields, what is wrong and the remedy) wherever possible values do not go together.
+
+    values: all fields. Of the two fields the first is the one that means nothing, or less, without the other.
+    """
+    most, least = values["max_thinking_tokens"], values["min_thinking_tokens"]
+    grace, soft, bias = values["grace_tokens"], values["soft_thinking_tokens"], values["close_bias"]
+    message, extensions = values["extend_message"], values["max_extensions"]
+    if most is not None and least > most:
+        told = f"min_thinking_tokens={least} exceeds max_thinking_tokens={most}: lower it to {most} or less"
+        yield ("min_thinking_tokens", "max_thinking_tokens"), told
+    if grace and most is None:
+        told = f"grace_tokens={grace} needs a cap to precede: set max_thinking_tokens"
+        yield ("grace_tokens", "max_thinking_tokens"), told
+    if most is not None and grace > most:
+        told = f"grace_tokens={grace} exceeds max_thinking_tokens={most}: lower it to {most} or less"
+        yield ("grace_tokens", "max_thinking_tokens"), told
+    if (soft is None) != (bias == 0):
+        told = f"soft_thinking_tokens={soft} with close_bias={bias}: set both or neither"
+        yield ("close_bias", "soft_thinking_tokens"), told
+    if soft is not None and (most is None or soft >= most):
+        told = f"soft_thinking_tokens={soft} must lie below max_thinking_tokens={most}: the bias is whole at the cap"
+        yield ("soft_thinking_tokens", "max_thinking_tokens"), told
+    if soft is not None and soft < least:
+        told = (
+            f"soft_thinking_tokens={soft} lies below min_thinking_tokens={least}, where the end is banned: "
+            f"raise it to {least}"
+        )
+        yield ("soft_thinking_tokens", "min_thinking_tokens"), told
+    if (message is None) != (extensions == 0):
+        told = f"extend_message={shown(message)} with max_extensions={extensions}: set both or neither"
+        yield ("extend_message", "max_extensions"), told
+    if extensions and not least:
+        told = (
+            f"max_extensions={extensions} never applies with min_thinking_tokens=0: set min_thinking_tokens to how long the "
+            "thinking should be before it may end"
+        )
+        yield ("max_extensions", "min_thinking_tokens"), told
+    if values["opening"] == "forbid" and least:
+        told = f"opening='forbid' with min_thinking_tokens={least}: thinking that is forbidden has no minimum"
+        yield ("min_thinking_tokens", "opening"), told
+    yield from _block_contradictions(values)
+    answer = values["max_answer_tokens"]
+    for name in ("min_answer_tokens", "reserve_answer_tokens"):
+        if answer is not None and values[name] > answer:
+            told = f"{name}={values[name]} exceeds max_answer_tokens={answer}: lower it to {answer} or less"
+            yield (name, "max_answer_tokens"), told
+
+
+def _block_contradictions(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], str]]:
+    blocks = values["max_think_blocks"]
+    if values["opening"] == "forbid" and blocks > 1:
+        told = f"opening='forbid' with max_think_blocks={blocks}: no block is allowed at all; leave it at 1"
+        yield ("max_think_blocks", "opening"), told
+    if values["markers_in_answer"] == "allow" and blocks > 1:
+        told = (
+            f"markers_in_answer='allow' with max_think_blocks={blocks}: a quoted marker cannot be told from a new block; "
+            "choose one of the two"
+        )
+        yield ("max_think_blocks", "markers_in_answer"), told
+
+
+def shown(value: object) -> str:
+    """Spell a value for an error message, cut off where it would flood one."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # thousands of digits, or of brackets
+        return f"a {type(value).__name__} too large to print"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}... ({len(text)} characters)"

@@ -40,8 +40,8 @@ class ThinkProgram:
     def _finish(self, compiled: Compiled) -> None:
         self._compiled = compiled
         self.tables = Tables(compiled.arrays, compiled.scalars)
-        self._turns = Tables(*compiled.turns) if compiled.turns else None
-        self._bound: OrderedDict[tuple[ThinkPolicy, tuple[int, ...]], BoundPolicy] = OrderedDict()
+        self.turns = Tables(*compiled.turns) if compiled.turns else None
+        self._bound: OrderedDict[tuple[ThinkPolicy, tuple[int, ...], bool], BoundPolicy] = OrderedDict()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,27 +65,30 @@ class ThinkProgram:
 
     # --- binding a policy ---
 
-    def bind(self, policy: ThinkPolicy, eos_token_ids: Iterable[int] | None = None) -> BoundPolicy:
+    def bind(
+        self, policy: ThinkPolicy, eos_token_ids: Iterable[int] | None = None, *, bare_close: bool = False
+    ) -> BoundPolicy:
         """Spell a policy's messages and resolve its EOS set; bound policies are kept.
 
         `eos_token_ids` are all ids that end a sequence, in place of `program.eos_token_ids`; the first is the one that
-        is forced at `max_answer_tokens`. FormatError if one of them is an end marker, PolicyError for a message that
-        could complete a marker.
+        is forced at `max_answer_tokens`. With `bare_close` nothing is forced behind an end marker: a host's grammar
+        takes over there. FormatError if an EOS is an end marker, or for `bare_close` where the end marker is no single
+        token; PolicyError for a message that could complete a marker.
         """
         eos = self.eos_token_ids if eos_token_ids is None else tuple(dict.fromkeys(int(t) for t in eos_token_ids))
-        key = (policy, eos)
+        key = (policy, eos, bare_close)
         with self._lock:
             if key in self._bound:
                 self._bound.move_to_end(key)
                 return self._bound[key]
-        bound = self._bind(policy, eos)
+        bound = self._bind(policy, eos, bare_close)
         with self._lock:
             bound = self._bound.setdefault(key, bound)  # another thread's, if it was faster: rows of one policy share it
             if len(self._bound) > _MAX_BOUND:
                 self._bound.popitem(last=False)
         return bound
 
-    def _bind(self, policy: ThinkPolicy, eos: tuple[int, ...]) -> BoundPolicy:
+    def _bind(self, policy: ThinkPolicy, eos: tuple[int, ...], bare_close: bool) -> BoundPolicy:
         for token_id in eos:
             if not 0 <= token_id < 2**31:
                 raise InputError(f"eos_token_ids={list(eos)}: {token_id} is no token id")
@@ -98,8 +101,11 @@ class ThinkProgram:
             raise PolicyError(
                 f"max_answer_tokens={policy.max_answer_tokens} forces EOS, but no EOS is known: pass eos_token_id="
             )
-        close = [*self._message("close_message", policy.close_message), *self._compiled.close]
-        if policy.close_message and self.tables.kinds_on_the_way(np.array(close, np.int32)) & ~self._kinds_of_close():
+        ending, off = self._compiled.close, self._compiled.off
+        if bare_close:
+            ending, off = self._bare(ending), self._bare(off)
+        close = [*self._message("close_message", policy.close_message), *ending]
+        if policy.close_message and self.tables.kinds_on_the_way(np.array(close, np.int32)) & ~self._kinds_of(ending):
             raise PolicyError(
                 f"close_message={policy.close_message!r} could complete a marker together with the close sequence of "
                 f"format {self.format.name!r}: reword its end"
@@ -123,15 +129,25 @@ class ThinkProgram:
             "markers_allowed": policy.markers_in_answer == "allow",
             "longest_close": max(len(close), self._compiled.scalars["longest_finish"]),
         }
-        sequences = [self._compiled.open, close, self._compiled.off, extend]
+        sequences = [self._compiled.open, close, off, extend]
         bound = BoundPolicy(self.tables, policy, fields, sequences, eos)
         self._refuse_eos_in(eos, [token_id for sequence in sequences for token_id in sequence])
         return bound
 
-    def _kinds_of_close(self) -> int:
-        """The kinds of marker that the close sequence is there to complete."""
+    def _bare(self, token_ids: list[int]) -> list[int]:
+        """What is forced up to an end marker and no further; whole where none is in it."""
+        if self.format.channel or self.tables.scalars["longest_finish"]:
+            raise FormatError(
+                f"format {self.format.name!r}: bare_close needs an end marker that is one token and leads straight to the "
+                f"answer, and {self.format.ends[0]!r} is spelled out or followed by a header"
+            )
+        ends = [i for i, token_id in enumerate(token_ids) if token_id in self._compiled.end_ids]
+        return token_ids[: ends[-1] + 1] if ends else token_ids
+
+    def _kinds_of(self, token_ids: list[int]) -> int:
+        """The kinds of marker that a sequence completes by itself."""
         node = kinds = 0
-        for token_id in self._compiled.close:
+        for token_id in token_ids:
             node, event = self.tables.step(node, token_id)
             kinds |= int(self.tables.arrays["events"][event, 0])
         return kinds
@@ -202,7 +218,7 @@ class ThinkProgram:
                     f"turn_start={turn_start}: must be an index into the {len(ids)} prompt ids, or their number"
                 )
             return turn_start, False
-        begin, raw = self.tables.turn_start(ids, self._turns)
+        begin, raw = self.tables.turn_start(ids, self.turns)
         return (begin if raw else begin + self._header_tokens(ids[begin:])), raw
 
     def _header_tokens(self, turn: npt.NDArray[np.int32]) -> int:
@@ -217,6 +233,11 @@ class ThinkProgram:
             rest = rest[len(piece.rstrip(b" \n\r\t")) :]
             count += 1
         return 0 if rest else count
+
+    def most_room(self, bound: BoundPolicy) -> int:
+        """Tokens of output that opening, closing, the least answer and EOS take at most, wherever a prompt ends."""
+        opens = max(self.tables.scalars["header_tokens"], len(bound.sequence(1)), len(bound.sequence(3)))
+        return opens + bound.close_room
 
     def _check_room(self, row: Row, max_tokens: int) -> None:
         """Refuse a limit into which what is forced, the least answer and, behind thinking, EOS do not fit."""

@@ -1,0 +1,217 @@
+"""Ask a live OpenAI-compatible server a few short questions and say what becomes of the thinking.
+
+About nine requests, one after the other: one plain, the same one streamed, with a tiny budget in either way of asking for
+it, with none at all, with a misspelt field, and with too few tokens for its thinking. All greedy, of at most 1,024 tokens.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from thinkguard.doctor.asked import Asked
+from thinkguard.doctor.check import Check, Report
+from thinkguard.doctor.client import Client, RefusedError, ServerError, SlowError, base_urls
+from thinkguard.doctor.limits import limit_checks
+from thinkguard.doctor.marks import Marks, marks_in
+from thinkguard.doctor.reply import Reply, Thought, streamed, thought_of, whole
+from thinkguard.doctor.verdict import thinking_checks
+from thinkguard.errors import InputError
+
+QUESTION: Final = "What is 123 + 456?"
+MISSPELT: Final = "max_thinkin_tokens"
+_MOST_TOKENS: Final = 1024
+_MOST_BUDGET: Final = 16
+_LEAST_ROOM, _MOST_ROOM = 24, 64
+_CHAT: Final = "/chat/completions"
+_TOLD: Final[tuple[dict[str, Any], ...]] = (
+    {"logprobs": True, "return_tokens_as_token_ids": False, "return_prompt_text": True},
+    {"logprobs": True},
+    {},
+)  # what else to ask for, until a server takes it: what each token spells, and the rendered prompt
+_THINK: Final = {"enable_thinking": True, "thinking": True}  # the two names of the switch in chat templates
+
+
+def examine_server(url: str, model: str | None = None, api_key: str | None = None, timeout: float = 60.0) -> Report:
+    """Examine one server; `timeout` is for each request.
+
+    ServerError if nothing can be asked: no server, no chat, no JSON. InputError for a URL or a model that is not there.
+    """
+    client, cards = _find(url, api_key, timeout, model)
+    name = model or str(cards[0]["id"])
+    card = next((card for card in cards if card["id"] == name), {})
+    length = card.get("max_model_len")
+    most = _MOST_TOKENS if not isinstance(length, int) else min(_MOST_TOKENS, max(length // 2, length - _MOST_TOKENS, 1))
+    asking = _Asking(client, name, most)
+    found = f"{_version(client)} serves {name!r}" + (f" with {length} tokens" if isinstance(length, int) else "")
+    if len(cards) > 1 and model is None:
+        found += f", the first of {len(cards)} models (choose with --model)"
+    server = Check("server", "ok", found)
+    asked = _ask(asking)
+    return Report(f"{client.base}, model {name!r}", (server, *thinking_checks(asked), *limit_checks(asked)))
+
+
+def _find(url: str, api_key: str | None, timeout: float, model: str | None) -> tuple[Client, list[Mapping[str, Any]]]:
+    """Return the server and the models it lists."""
+    first: ServerError | None = None
+    for base in base_urls(url):
+        client = Client(base, api_key, timeout)
+        try:
+            answer = client.get("/models")
+        except ServerError as error:
+            gone = isinstance(error, RefusedError) and error.status in (404, 405)
+            if isinstance(error, SlowError) or (isinstance(error, RefusedError) and not gone):
+                raise
+            first = first or error
+            continue
+        data = answer.get("data") if isinstance(answer, Mapping) else None
+        cards = [card for card in data if isinstance(card, Mapping) and "id" in card] if isinstance(data, list) else []
+        if not cards:
+            first = first or ServerError(f"{base}/models lists no model: {str(answer)[:80]}")
+            continue
+        names = [str(card["id"]) for card in cards]
+        if model is not None and model not in names:
+            near = difflib.get_close_matches(model, names, 1, 0.0)[0]
+            raise InputError(f"--model {model} is not served at {base}: did you mean {near!r}? ({', '.join(names[:8])})")
+        return client, cards
+    assert first is not None
+    if model is not None and isinstance(first, RefusedError):
+        return Client(base_urls(url)[0], api_key, timeout), [{"id": model}]
+    raise first
+
+
+def _version(client: Client) -> str:
+    try:
+        answer = client.at_root().get("/version")
+    except ServerError:
+        return "a server"
+    return f"vLLM {answer['version']}" if isinstance(answer, Mapping) and "version" in answer else "a server"
+
+
+@dataclass(slots=True)
+class _Asking:
+    """A model of a server, and how it wants to be asked."""
+
+    client: Client
+    model: str
+    most: int
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def ask(self, *, stream: bool = False, **fields: Any) -> Reply:
+        """Ask the question once."""
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": QUESTION}],
+            "temperature": 0,
+            "max_tokens": self.most,
+            **self.extra,
+            **fields,
+        }
+        where = self.client.base + _CHAT
+        if not stream:
+            return whole(self.client.post(_CHAT, body), where)
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        return streamed(_parsed(self.client.events(_CHAT, body), where), where)
+
+    def first(self) -> Reply:
+        """Ask plainly, with as much said about tokens and prompt as the server is ready to say."""
+        for extra in _TOLD:
+            self.extra = dict(extra)
+            try:
+                return self.ask()
+            except RefusedError as error:
+                if error.status in (400, 422) and extra:
+                    continue
+                raise ServerError(f"no chat with {self.model!r}: {error}{_hint(error)}") from None
+        raise AssertionError("the last of _TOLD is empty")
+
+    def attempt(self, **fields: Any) -> Reply | ServerError:
+        """Ask, an error being an answer too."""
+        try:
+            return self.ask(**fields)
+        except ServerError as error:
+            return error
+
+    def counted(self, reply: Reply, thought: Thought) -> Thought:
+        """Count the thinking's tokens where the reply did not: by the server's tokenizer, else by its share of the text."""
+        if thought.num_tokens >= 0 or not thought.text:
+            return replace(thought, num_tokens=max(thought.num_tokens, 0))
+        body = {"model": self.model, "prompt": thought.text, "add_special_tokens": False}
+        try:
+            answer = self.client.at_root().post("/tokenize", body)
+            return replace(thought, num_tokens=int(answer["count"]), slack=4)
+        except (ServerError, TypeError, KeyError, ValueError):
+            share = len(thought.text) / max(len(thought.text) + len(thought.answer), 1)
+            num = round(reply.num_tokens * share)
+            return replace(thought, num_tokens=num, slack=8 + num // 4)
+
+
+def _parsed(events: Iterator[str], where: str) -> Iterator[Any]:
+    for event in events:
+        if event.strip() == "[DONE]":
+            return
+        try:
+            yield json.loads(event)
+        except ValueError:
+            raise ServerError(f"{where} streams an event that is not JSON: {event[:60]!r}") from None
+
+
+def _hint(error: RefusedError) -> str:
+    if "template" in error.message.lower():
+        return "; serve it with a chat template (--chat-template FILE)"
+    return "; is it a model for chats, and is the URL the one that ends in /v1?" if error.status == 404 else ""
+
+
+def _ask(asking: _Asking) -> Asked:
+    plain = asking.first()
+    marks = marks_in(plain.raw or plain.content, plain.prompt)
+    thought = asking.counted(plain, thought_of(plain, marks))
+    switched = False
+    if not thought.opened:
+        plain, marks, thought, switched = _switched(asking, plain, marks, thought)
+
+    def asked(**fields: Any) -> tuple[Reply, Thought] | ServerError:
+        reply = asking.attempt(**fields)
+        return reply if isinstance(reply, ServerError) else (reply, asking.counted(reply, thought_of(reply, marks)))
+
+    def xargs(**policy: Any) -> dict[str, Any]:
+        return {"vllm_xargs": {"thinkguard": json.dumps(policy)}}
+
+    num = thought.num_tokens
+    budget = max(1, min(_MOST_BUDGET, num // 3))
+    room = max(_LEAST_ROOM, min(_MOST_ROOM, num // 2))
+    bare = {"min_thinking_tokens": 0, "close_message": ""}
+    thinks = num > budget
+    return Asked(
+        plain=plain,
+        marks=marks,
+        thought=thought,
+        switched=switched,
+        limit=asking.most,
+        budget=budget,
+        room=room,
+        stream=asking.attempt(stream=True),
+        misspelt=asked(**xargs(**{MISSPELT: budget})),
+        capped=asked(**xargs(max_thinking_tokens=budget, **bare)) if thinks else None,
+        native=asked(thinking_token_budget=budget) if thinks else None,
+        zero=asked(**xargs(max_thinking_tokens=0, **bare)) if thinks else None,
+        roomy=asked(max_tokens=room, **xargs(reserve_answer_tokens=8, **bare)) if num > room else None,
+    )
+
+
+def _switched(
+    asking: _Asking, plain: Reply, marks: Marks | None, thought: Thought
+) -> tuple[Reply, Marks | None, Thought, bool]:
+    """Ask again with the chat template's switch on; what was there before if that changes nothing."""
+    reply = asking.attempt(chat_template_kwargs=_THINK)
+    if isinstance(reply, ServerError):
+        return plain, marks, thought, False
+    other = marks_in(reply.raw or reply.content, reply.prompt)
+    again = asking.counted(reply, thought_of(reply, other))
+    if not again.opened:
+        return plain, marks, thought, False
+    asking.extra["chat_template_kwargs"] = _THINK
+    return reply, other, again, True
