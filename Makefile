@@ -13,7 +13,7 @@ demo: build
 	@$(BIN)/thinkguard demo
 
 test: build vllm
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: build
 	$(BIN)/ruff check .
@@ -30,7 +30,7 @@ sanitize: build
 fuzz:
 	tools/fuzz.sh 60
 
-bench: build
+bench: build vllm
 	$(BIN)/python benches/run.py
 
 tiny-models: build

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -411,3 +412,13 @@ def test_the_doctor_finds_the_missing_flag(urls, capsys):
     assert problems == ["budget", "little-room"]
     assert "vllm serve MODEL --logits-processors thinkguard.vllm:ThinkLogitsProcessor" in out
     assert "2 problem" in err
+
+
+def test_the_readmes_request_runs(url, capsys):
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    example = re.search(r"```python served\n(.*?)```", text, re.S)[1]
+    assert "http://localhost:8000/v1" in example
+    folder = str(CHECKPOINT)
+    exec(example.replace("http://localhost:8000/v1", f"{url}/v1").replace("src/thinkguard/demo/models/healthy", folder), {})
+    printed = capsys.readouterr().out
+    assert "closed by budget" in printed

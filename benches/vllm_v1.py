@@ -1,0 +1,153 @@
+"""Host cost of a V1 step in steady thinking, against vLLM's own thinking budget in the same process.
+
+    python benches/vllm_v1.py [--requests 32]
+
+Both see the same requests: prompts that open the thinking, outputs of ordinary tokens, a budget that is never reached. What
+is timed is what the engine calls in every step: ours `update_state(None)` and `apply`, on logits of real width on the CPU;
+theirs `update_state` and `apply_to_logits`. "warm" is step after step; "cold" writes 64 MB between the steps, which pushes
+code and data of both out of the caches nearest to the core, and is given for a feeling of the worst case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import vllm
+from run import machine
+from step import WIDTH, vocabulary
+from vllm import SamplingParams
+from vllm.v1.sample.logits_processor import BatchUpdate
+from vllm.v1.sample.thinking_budget_state import ThinkingBudgetStateHolder
+
+from thinkguard import ThinkFormat, ThinkPolicy, ThinkProgram
+from thinkguard.vllm_requests import Guard
+from thinkguard.vllm_v1 import V1Rows
+
+LENGTHS, ASKED_LENGTH, ASKED_RATIO = (128, 1_024, 8_192, 32_768), 1_024, 200
+ROUNDS, OUR_STEPS, THEIR_STEPS, BUDGET = 8, 60, 12, 2**29
+OTHER_WORK = np.ones(8_000_000)
+
+
+class Requests:
+    """One policy for every request; reading it from parameters is no part of a step."""
+
+    def __init__(self) -> None:
+        self.program = ThinkProgram(ThinkFormat.from_name("think"), vocabulary(marker_tokens=True))
+        self.guard = Guard(self.program.bind(ThinkPolicy(max_thinking_tokens=BUDGET)), guards_raw=False)
+
+    def guard_of(self, params: Any) -> Guard:
+        return self.guard
+
+    def limit_of(self, params: Any, prompt_len: int) -> int:
+        return 2**30
+
+
+@dataclass
+class Reasoning:
+    """The part of vLLM's configuration that its budget reads."""
+
+    reasoning_start_token_ids: list[int]
+    reasoning_end_token_ids: list[int]
+
+
+class Batch:
+    """Both guards over the same requests, whose outputs are about `length` tokens long while they are timed."""
+
+    def __init__(self, requests: Requests, logits: torch.Tensor, length: int) -> None:
+        encode, added = requests.program.vocabulary.encode, requests.program.vocabulary.added
+        prompt, num_requests = encode("<|im_start|>assistant\n<think>\n"), len(logits)
+        words = np.random.default_rng(0).integers(1000, 100_000, length - OUR_STEPS)
+        self.outputs = [words.tolist() for _ in range(num_requests)]
+        params = SamplingParams(thinking_token_budget=BUDGET)
+        update = BatchUpdate(num_requests, [], [(i, params, prompt, out) for i, out in enumerate(self.outputs)], [])
+        device = torch.device("cpu")
+        self.ours = V1Rows(requests, device)  # type: ignore[arg-type]
+        self.ours.update_state(update)
+        reasoning = Reasoning([added["<think>"]], [added["</think>"]])
+        self.theirs = ThinkingBudgetStateHolder(reasoning, num_requests, 0, device, False)  # type: ignore[arg-type]
+        self.theirs.sync_batch(update)
+        self.drafts: list[list[int]] = [[] for _ in self.outputs]
+        self.logits = logits
+        self.forbidden, self.target = [added["<|im_end|>"], added["<think>"]], added["</think>"]
+
+    def our_step(self) -> None:
+        self.ours.update_state(None)
+        self.ours.apply(self.logits)
+
+    def their_step(self) -> None:
+        self.theirs.update_state(self.outputs, self.drafts)
+        self.theirs.apply_to_logits(self.logits, False, self.drafts)
+
+    def times(self, step: Any, num_steps: int, cold: bool) -> list[float]:
+        """us of single steps, each behind one more token of every request; the first half warms up."""
+        times = []
+        for tokens in np.random.default_rng(1).integers(1000, 100_000, (num_steps, len(self.outputs))).tolist():
+            for output, token in zip(self.outputs, tokens, strict=True):
+                output.append(token)
+            if cold:
+                np.add(OTHER_WORK, 1, out=OTHER_WORK)
+            begin = time.perf_counter()
+            step()
+            times.append((time.perf_counter() - begin) * 1e6)
+        return times[num_steps // 2 :]
+
+    def check(self) -> None:
+        """Both stand in the thinking with every token counted, and our edits are on the logits."""
+        logits = torch.zeros_like(self.logits)
+        self.our_step()
+        self.ours.apply(logits)
+        assert (logits[:, self.forbidden] == -torch.inf).all()
+        assert (logits[:, self.target] == 0).all()
+        assert torch.isfinite(logits).sum() == logits.numel() - 2 * len(logits)
+        self.their_step()
+        for i, output in enumerate(self.outputs):
+            state = self.theirs._state[i]
+            assert state["in_think"]
+            assert state["prev_output_length"] == len(output)
+
+
+def spread(times: list[float]) -> dict[str, Any]:
+    return {"min": min(times), "median": float(np.median(times)), "max": max(times), "unit": "us per step"}
+
+
+def run(num_requests: int) -> dict[str, Any]:
+    """Measure at every length, both guards in turn and fresh in every round."""
+    requests = Requests()
+    logits = torch.randn(num_requests, WIDTH, generator=torch.Generator().manual_seed(0))
+    out: dict[str, Any] = {"requests": num_requests, "width": WIDTH}
+    for state, lengths in (("warm", LENGTHS), ("cold", (ASKED_LENGTH,))):
+        out[state] = {}
+        for length in lengths:
+            times: dict[str, list[float]] = {"thinkguard": [], "vllm": []}
+            for _ in range(ROUNDS if length <= ASKED_LENGTH else 2):
+                batch = Batch(requests, logits, length)
+                times["thinkguard"] += batch.times(batch.our_step, OUR_STEPS, state == "cold")
+                times["vllm"] += batch.times(batch.their_step, THEIR_STEPS, state == "cold")
+                batch.check()
+            figures = {name: spread(taken) for name, taken in times.items()}
+            out[state][length] = {**figures, "ratio": figures["vllm"]["median"] / figures["thinkguard"]["median"]}
+    shortest, longest = (out["warm"][length]["thinkguard"]["median"] for length in (LENGTHS[0], LENGTHS[-1]))
+    out["ratio"] = {"median": out["warm"][ASKED_LENGTH]["ratio"], "asked": ASKED_RATIO, "unit": "times less"}
+    out["long_over_short"] = {"median": longest / shortest, "unit": "ratio"}
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=32)
+    options = parser.parse_args()
+    command = f"python benches/vllm_v1.py --requests {options.requests}"
+    figures = {"command": command, "machine": {**machine(), "vllm": vllm.__version__}, **run(options.requests)}
+    print(json.dumps(figures, indent=2))
+    if options.requests == 32:
+        assert figures["ratio"]["median"] >= ASKED_RATIO, f"{figures['ratio']} is less than what was promised"
+
+
+if __name__ == "__main__":
+    main()
