@@ -5,8 +5,11 @@ import os
 from contextlib import contextmanager
 
 import interpreted  # noqa: F401  before vllm
+import pytest
 import torch
 import triton
+
+pytest.importorskip("vllm", reason="the engine tests need vllm, which is not installed")
 
 THINK = "thinkguard.vllm:ThinkLogitsProcessor"
 
@@ -49,14 +52,15 @@ class _WholeRows:
 
 def _speed_up():
     """Spare the interpreter what has nothing to do with us: V1's only kernel, and V2's sampling in small blocks."""
-    from vllm.triton_utils.dispatcher import register_kernels
+    from vllm.triton_utils.dispatcher import KernelOverride
     from vllm.utils.cpu_triton_utils import _compute_slot_mapping_kernel_impl
+    from vllm.v1.worker.block_table import ComputeSlotMappingKernel
     from vllm.v1.worker.gpu.sample import gumbel
 
     if not isinstance(gumbel._gumbel_sample_kernel, _WholeRows):
         gumbel._gumbel_sample_kernel = _WholeRows(gumbel._gumbel_sample_kernel)
-        name = "vllm.v1.worker.block_table.ComputeSlotMappingKernel.kernel"
-        register_kernels({name: _compute_slot_mapping_kernel_impl})
+        native = KernelOverride(ComputeSlotMappingKernel.kernel, _compute_slot_mapping_kernel_impl)
+        ComputeSlotMappingKernel.kernel = native  # as vLLM does itself on a CPU without Triton
 
 
 def checkpoint(folder, tokenizer_dir, vocab_size, *, layers=2, seed=0, scale=1.0):

@@ -260,6 +260,34 @@ def test_a_long_prompt_is_scanned_back_to_the_turn(tokenizer_dirs):
         assert torch.equal(logits[0], by_c(row, torch.zeros(program.vocabulary.num_tokens)))
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_edits_that_the_host_decided_on(seed):
+    """V1's rows stay on the host; what they need is carried out where the logits are, in one launch."""
+    rng = random.Random(100 + seed)
+    host = Host(seed, num_slots=1)
+    tables = DeviceProgram(host.program, "cpu")
+    edits, policies = device_module.DeviceEdits(tables), []
+    for _ in range(4):
+        requests = [Request(rng, host.program, rng.choice(host.bounds), host.model) for _ in range(5)]
+        for request in requests:
+            for _ in range(rng.randrange(12)):
+                request.row.advance(cases.random_token(rng, host.program))
+            if request.bound not in policies:
+                place = rng.randrange(len(policies) + 1)  # one that is gone makes room for another
+                policies[place : place + 1] = [request.bound]
+        requests = [request for request in requests if request.bound in policies]
+        logits = torch.tensor([cases.logits(rng, host.program.vocabulary.num_tokens + 2) for _ in requests])
+        wanted = torch.stack([by_c(request.row, row) for request, row in zip(requests, logits, strict=True)])
+        actions = []
+        for i, request in enumerate(requests):
+            action = request.row.decide().as_dict()
+            bias = int(np.float32(action.pop("bias")).view(np.int32))
+            actions.append([i, policies.index(request.bound), *action.values(), bias])
+        edits.apply(logits, np.array(actions, np.int32), policies)
+        for i in range(len(requests)):
+            assert_same(logits[i], wanted[i], 1e-6, requests[i].row.decide)
+
+
 def test_a_policy_too_long_for_its_table_is_refused():
     program = plain_program()
     bound = program.bind(ThinkPolicy(close_message="x" * 2400))

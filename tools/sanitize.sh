@@ -21,5 +21,5 @@ export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=lib
 export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 export PYTHONPATH=src PYTHONMALLOC=malloc THINKGUARD_TEST_PROFILE=${THINKGUARD_TEST_PROFILE:-quick}
 "$python" -c "import thinkguard._core as core; assert core.__file__.startswith('$copy'), core.__file__"
-if [ $# -eq 0 ]; then set -- tests/test_agreement.py tests/test_rules.py tests/test_edits.py; fi
+if [ $# -eq 0 ]; then set -- tests/test_agreement.py tests/test_rules.py tests/test_edits.py tests/test_slots.py; fi
 "$python" -m pytest -q -p no:cacheprovider "$@"

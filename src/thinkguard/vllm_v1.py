@@ -30,7 +30,12 @@ class V1Rows:
 
     def __init__(self, requests: Requests, device: torch.device) -> None:
         self._requests, self._slots = requests, Slots()
-        self._edit = self._edit_in_place if device.type == "cpu" else self._edit_on_device
+        self._on_cpu = device.type == "cpu"
+        self._device: Any = None
+        if device.type == "cuda":
+            from thinkguard.device import DeviceEdits, DeviceProgram
+
+            self._device = DeviceEdits(DeviceProgram(requests.program, device))
         self._actions = np.empty((0, ACTION_FIELDS), np.int32)
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
@@ -47,8 +52,13 @@ class V1Rows:
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Edit the logits in place; a step without edits does not touch them. logits: [num_requests, vocab_size]"""
         num_edits = self._slots.step(logits.shape[0])
-        if num_edits:
-            self._edit(logits, num_edits)
+        if num_edits and self._on_cpu and (code := _CODES.get(logits.dtype)) is not None:
+            row_stride, stride = logits.stride()
+            self._slots.edit(logits.data_ptr(), code, row_stride, stride, logits.shape[1])
+        elif num_edits and self._device is not None:
+            self._device.apply(logits, self._actions_of(num_edits), self._slots.policies)
+        elif num_edits:
+            self._edit_on_device(logits, self._actions_of(num_edits))
         if self._slots.num_waiting:
             self._requests.say(
                 "a request was left alone for a step: its next token was asked for before the last one was known (-1 in its "
@@ -82,24 +92,16 @@ class V1Rows:
         row.start(ids[begin:], raw, min(self._requests.limit_of(params, len(ids)), 2**30))
         return row
 
-    def _edit_in_place(self, logits: torch.Tensor, num_edits: int) -> None:
-        code = _CODES.get(logits.dtype)
-        if code is None:
-            self._edit_on_device(logits, num_edits)
-            return
-        row_stride, stride = logits.stride()
-        self._slots.edit(logits.data_ptr(), code, row_stride, stride, logits.shape[1])
-
-    def _edit_on_device(self, logits: torch.Tensor, num_edits: int) -> None:
+    def _edit_on_device(self, logits: torch.Tensor, actions: npt.NDArray[np.int32]) -> None:
         """Edit logits that C cannot reach, the rows that need it alone, as copies on the CPU."""
-        index = torch.from_numpy(self._write_actions(num_edits)[:, 0].astype(np.int64)).to(logits.device)
+        index = torch.from_numpy(actions[:, 0].astype(np.int64)).to(logits.device)
         rows = logits.index_select(0, index).cpu()
         rows = rows if rows.dtype in _CODES else rows.float()
         row_stride, stride = rows.stride()
         self._slots.edit(rows.data_ptr(), _CODES[rows.dtype], row_stride, stride, rows.shape[1], gathered=True)
         logits.index_copy_(0, index, rows.to(logits))
 
-    def _write_actions(self, num_edits: int) -> npt.NDArray[np.int32]:
+    def _actions_of(self, num_edits: int) -> npt.NDArray[np.int32]:
         """What this step edits, as `Slots.write_actions` has it; good until the next step."""
         if len(self._actions) < num_edits:
             self._actions = np.empty((2 * num_edits, ACTION_FIELDS), np.int32)
