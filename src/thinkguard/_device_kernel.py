@@ -279,7 +279,13 @@ def _walk(
                 loop += LOOP_SIZE
 
 
-@triton.jit(do_not_specialize=["num_rows", "width", "logits_stride", "logits_step", "tokens_stride"])
+# A variant for each row count or alignment of a view would be compiled while requests wait.
+@triton.jit(
+    do_not_specialize=["num_rows", "width", "logits_stride", "logits_step", "tokens_stride"],
+    do_not_specialize_on_alignment=[
+        "logits_ptr", "slots_ptr", "offsets_ptr", "inputs_ptr", "tokens_ptr", "total_ptr", "prompt_ptr",
+    ],
+)  # fmt: skip
 def guard_slots(
     logits_ptr, logits_stride, logits_step, num_rows, width,
     slots_ptr,  # [num_rows] the slot of each row
@@ -316,8 +322,13 @@ def guard_slots(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_tokens", "prompt", "limit", "width", "num_seen", "logits_stride", "logits_step",
-                               "tokens_stride", "seen_stride"])  # fmt: skip
+@triton.jit(
+    do_not_specialize=[
+        "num_rows", "num_tokens", "prompt", "limit", "width", "num_seen", "logits_stride", "logits_step", "tokens_stride",
+        "seen_stride",
+    ],
+    do_not_specialize_on_alignment=["logits_ptr", "tokens_ptr"],
+)  # fmt: skip
 def guard_sequences(
     logits_ptr, logits_stride, logits_step, num_rows, width,
     tokens_ptr, tokens_stride, num_tokens,  # [num_rows, num_tokens] whole sequences
@@ -366,7 +377,10 @@ def guard_sequences(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["width", "logits_stride", "logits_step"])
+@triton.jit(
+    do_not_specialize=["width", "logits_stride", "logits_step"],
+    do_not_specialize_on_alignment=["logits_ptr", "actions_ptr", "policies_ptr"],
+)
 def carry_out_actions(
     logits_ptr, logits_stride, logits_step, width, actions_ptr, policies_ptr, tables_ptr,
     ACTION_SIZE: tl.constexpr, L: tl.constexpr, BLOCK: tl.constexpr,
