@@ -1,7 +1,6 @@
-"""The Triton kernel, under Triton's interpreter, against the C core: the same state and the same logits after every step.
+"""The Triton kernel, under Triton's interpreter, against the C core and the specification, after every step.
 
-C itself is held to the specification by test_agreement.py, on the same generated cases. What the interpreter cannot show,
-that the kernel compiles for a GPU, is shown by compiling it for some.
+What the interpreter cannot show, that the kernel compiles for a GPU, is shown by compiling it for some.
 """
 
 import os
@@ -15,6 +14,7 @@ import cases
 import interpreted  # noqa: F401
 import numpy as np
 import pytest
+from model import Model
 
 torch = pytest.importorskip("torch", reason="the device kernel needs torch")
 
@@ -66,6 +66,9 @@ class Request:
         begin, raw = program.turn(np.array(self.prompt, np.int32))
         self.row = Row(bound)
         self.row.start(np.array(self.prompt[begin:], np.int32), raw, self.limit)
+        limit = None if self.limit < 0 else self.limit
+        self.model = Model(program.format, vocabulary, bound.source, bound.eos_token_ids, limit)
+        self.model.start(self.prompt[begin:], raw)
         self.left_alone = raw and not self.guards_raw
         self.output = []
 
@@ -141,6 +144,9 @@ class Host:
                     assert state_of(self.slots, slot)["flags"] == 1
                 else:
                     assert state_of(self.slots, slot) == row.as_dict(), self.context(slot)
+                    assert cases.snapshot(row) == request.model.snapshot(), self.context(slot)
+                    specified = torch.tensor(request.model.apply(before[i].float().tolist())).to(dtype).float()
+                    assert_same(logits[i], specified, DTYPES[dtype], lambda slot=slot: self.context(slot))
             else:
                 row.advance(inputs[i] if inputs[i] >= 0 else -1)
             want = before[i].float() if request.left_alone else by_c(row, before[i])
@@ -169,6 +175,7 @@ class Host:
         for token in [*(pairs[i + 1][0] for i in range(accepted)), pairs[accepted][1]]:
             request.output.append(token)
             request.row.advance(token)
+            request.model.advance(token)
             self.tokens[slot, self.total[slot]] = token
             self.total[slot] += 1
 
