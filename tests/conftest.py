@@ -13,13 +13,23 @@ import pytest
 # Before any of them is imported. Triton's kernels are interpreted: there is no GPU to run them on.
 os.environ.update(
     TRITON_INTERPRET="1", HF_HUB_OFFLINE="1", VLLM_CPU_KVCACHE_SPACE="1", VLLM_ENABLE_V1_MULTIPROCESSING="0",
-    VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1",
+    VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1", VLLM_CPU_OMP_THREADS_BIND="nobind", OMP_NUM_THREADS="1",
 )  # fmt: skip
 HOSTS = ("torch", "transformers", "tokenizers", "sentencepiece", "tiktoken", "jinja2", "vllm", "openai")
 if os.environ.get("CI"):
     missing = [name for name in HOSTS if importlib.util.find_spec(name) is None]
     if missing:
         raise RuntimeError(f"CI must not skip tests, but {', '.join(missing)} cannot be imported: run `make vllm`")
+
+ENGINES = {"test_served", "test_vllm_engine_v1", "test_vllm_engine_v2", "test_vllm_parallel"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share an engine or a server in one process."""
+    for item in items:
+        if item.path.stem in ENGINES:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
