@@ -24,7 +24,7 @@ types: build
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest thinkguard._core thinkguard._slots --allowlist tools/stubtest_allowlist.txt
 
-sanitize: build
+sanitize: build vllm
 	PYTHON=$(abspath $(BIN)/python) tools/sanitize.sh
 
 fuzz:
