@@ -42,7 +42,7 @@ from thinkguard._device_machine import (
 
 MAX_HALF = tl.constexpr(65504.0)
 LOWEST = tl.constexpr(float("-inf"))
-_FILL = tl.constexpr(2048)  # logits of a forced row that are written at once
+_FILL = tl.constexpr(2048)  # logits of a forced or allowed row that are written at once
 
 
 @triton.jit
@@ -306,10 +306,19 @@ def _allow(tables, A, logits, stride, width, L: tl.constexpr, BLOCK: tl.constexp
         alive = _read(logits, stride, token, width, mark_allowed(mark, A.forbidden)) > LOWEST
         survives = tl.maximum(survives, tl.max(alive.to(tl.int32), axis=0))
     if survives != 0:
-        for start in tl.range(0, width, BLOCK):
-            token = start + tl.arange(0, BLOCK)
-            allowed = mark_allowed(_marks_of(tables, low, high, token, L), A.forbidden)
-            _ban(logits, stride, token, width, ~allowed)
+        begin = 0  # marks ascend by token: ban the gaps between the allowed ones
+        while begin < width:
+            end = width
+            for start in tl.range(low, high, BLOCK):
+                at = start + tl.arange(0, BLOCK)
+                token = tl.load(tables + L.mark_token + at, mask=at < high, other=-1)
+                mark = tl.load(tables + L.mark_mask + at, mask=at < high, other=0)
+                ahead = mark_allowed(mark, A.forbidden) & (token >= begin)
+                end = tl.minimum(end, tl.min(tl.where(ahead, token, width), axis=0))
+            for start in tl.range(begin, end, _FILL):
+                token = start + tl.arange(0, _FILL)
+                _ban(logits, stride, token, end, token < end)
+            begin = end + 1
 
 
 @triton.jit

@@ -99,7 +99,7 @@ def explain(program: ThinkProgram, row: Row, prompt_ids: Sequence[int], output_i
         _, event_index = program.tables.step(before["node"], token_id if 0 <= token_id < 2**31 else 0)
         event = program.tables.arrays["events"][event_index]
         program.advance(row, token_id)
-        if row.forced:
+        if action.kind == _FORCE and action.token == token_id:
             forced.append(position)
         what = _violation(program, before, action, row, token_id, event)
         if what:
