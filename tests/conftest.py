@@ -24,6 +24,7 @@ if os.environ.get("CI"):
 ENGINES = {"test_served", "test_vllm_engine_v1", "test_vllm_engine_v2", "test_vllm_parallel"}
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks at the same point
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests that share an engine or a server in one process."""
     for item in items:
