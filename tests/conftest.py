@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ os.environ.update(
     TRITON_INTERPRET="1", HF_HUB_OFFLINE="1", VLLM_CPU_KVCACHE_SPACE="1", VLLM_ENABLE_V1_MULTIPROCESSING="0",
     VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1", VLLM_CPU_OMP_THREADS_BIND="nobind", OMP_NUM_THREADS="1",
 )  # fmt: skip
-HOSTS = ("torch", "transformers", "tokenizers", "sentencepiece", "tiktoken", "jinja2", "vllm", "openai")
+HOSTS = ("torch", "transformers", "tokenizers", "sentencepiece", "tiktoken", "jinja2", "triton", "vllm", "openai")
 if os.environ.get("CI"):
     missing = [name for name in HOSTS if importlib.util.find_spec(name) is None]
     if missing:
@@ -30,6 +32,42 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in ENGINES:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def _refuse_skip(report: pytest.CollectReport | pytest.TestReport) -> None:
+    """In CI a test that is skipped, or expected to fail, has failed: what it would have shown is not known."""
+    if os.environ.get("CI") and report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome, report.longrepr = "failed", f"CI must not skip: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    _refuse_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    report = yield
+    _refuse_skip(report)
+    return report
+
+
+@pytest.fixture
+def vllm_log() -> Iterator[list[logging.LogRecord]]:
+    """What vLLM's log, whose loggers do not hand on to the root, is given of ours from here on."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logger = logging.getLogger("vllm.thinkguard")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield records
+    logger.setLevel(level)
+    logger.removeHandler(handler)
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -19,7 +19,7 @@ from model import Model
 torch = pytest.importorskip("torch", reason="the device kernel needs torch")
 
 from thinkguard import ThinkPolicy, ThinkProgram, Vocabulary  # noqa: E402
-from thinkguard import _device_machine as machine  # noqa: E402
+from thinkguard import _device_layout as layout  # noqa: E402
 from thinkguard import device as device_module  # noqa: E402
 from thinkguard._core import Row, RowBatch  # noqa: E402
 from thinkguard.device import ROW_FIELDS, DeviceProgram, DeviceSlots  # noqa: E402
@@ -305,15 +305,19 @@ def test_a_policy_too_long_for_its_table_is_refused():
 def test_constants_are_those_of_the_header():
     header = (Path(__file__).resolve().parents[1] / "csrc" / "thinkguard.h").read_text(encoding="utf-8")
     values = {name: eval(value) for name, value in re.findall(r"\bTG_(\w+) = ([-\d <]+)", header)}
-    ours = {name: value.value for name, value in vars(machine).items() if name.isupper() and hasattr(value, "value")}
-    own = {"MANY", "MARKED", "STEP", "INFO", "TAIL", "TURNS_STEP"}
+    ours = {name: value.value for name, value in vars(layout).items() if name.isupper() and hasattr(value, "value")}
+    of_nodes = {"START_BYTES", "MARKS", "REACH", "PLAN", "FINISH", "OPEN"}
+    own = {"MANY", "SEARCH", "MARKED", "STEP", "INFO", "TAIL", "TURNS_STEP", *of_nodes}
     assert len(values) > 70
-    assert {name: values.get(name) for name in ours if name not in own and not name.startswith("_")} == {
-        name: value for name, value in ours.items() if name not in own and not name.startswith("_")
-    }
-    fields = re.search(r"Where one sequence stands\. \*/\s*typedef struct \{(.*?)\} tg_row;", header, re.S)[1]
-    names = re.findall(r"\b(\w+)[,;]", re.sub(r"/\*.*?\*/", "", fields, flags=re.S))
-    assert list(ROW_FIELDS) == names
+    assert {name: values.get(name) for name in ours.keys() - own} == {name: ours[name] for name in ours.keys() - own}
+
+    def fields(struct):
+        body = re.search(rf"typedef struct \{{([^}}]*)\}} {struct};", header)[1]
+        return re.findall(r"\b(\w+)[,;]", re.sub(r"/\*.*?\*/", "", body, flags=re.S))
+
+    assert list(ROW_FIELDS) == fields("tg_row")
+    assert list(layout.Action._fields) == fields("tg_action")
+    assert {name: ours[name] for name in of_nodes} == {name: fields("tg_node").index(name.lower()) for name in of_nodes}
 
 
 COMPILE = """

@@ -12,10 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "thinkguard"
 ORDER = [
     "errors", "formats", "policy", "_readers", "_files", "vocab", "template", "fit", "detect", "_core", "compile",
-    "trace", "program", "_slots", "_device_machine", "_device_edit", "_device_kernel", "device", "hf_scores",
-    "hf_continuous", "hf", "vllm_admission", "vllm_grammar", "vllm_requests", "vllm_v1", "vllm_v2", "vllm",
-    "doctor.check", "doctor.client", "doctor.marks", "doctor.reply", "doctor.asked", "doctor.verdict", "doctor.limits",
-    "doctor.serving", "demo.arithmetic", "demo.run", "cli", "__main__",
+    "trace", "program", "_slots", "_device_layout", "_device_machine", "_device_decide", "_device_edit",
+    "_device_kernel", "device", "hf_scores", "hf_continuous", "hf", "vllm_admission", "vllm_grammar", "vllm_requests",
+    "vllm_v1", "vllm_v2", "vllm", "doctor.check", "doctor.client", "doctor.marks", "doctor.reply", "doctor.asked",
+    "doctor.verdict", "doctor.limits", "doctor.serving", "demo.arithmetic", "demo.run", "cli", "__main__",
 ]  # fmt: skip
 # Named by a method of an earlier module, imported when it is called.
 LATE = {("formats", "detect"), ("formats", "fit"), ("formats", "vocab"), ("hf_continuous", "hf")}

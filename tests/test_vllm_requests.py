@@ -114,24 +114,9 @@ def serve(tiny):
 
 
 @pytest.fixture
-def log():
-    """What vLLM's log is given from here on."""
-    records = []
-    handler = logging.Handler()
-    handler.emit = records.append
-    logger = logging.getLogger("vllm.thinkguard")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    yield records
-    logger.setLevel(level)
-    logger.removeHandler(handler)
-
-
-@pytest.fixture
-def said(log):
+def said(vllm_log):
     """The warnings in it, when called."""
-    return lambda: [record.getMessage() for record in log if record.levelno >= logging.WARNING]
+    return lambda: [record.getMessage() for record in vllm_log if record.levelno >= logging.WARNING]
 
 
 def running(argument=ABSENT, eos=IM_END, generation=(IM_END, END_OF_TEXT), **fields):
@@ -147,12 +132,12 @@ def policy_of(requests, *args, **fields):
     return requests.guard_of(running(*args, **fields)).bound.source
 
 
-def test_the_format_is_found_in_the_tokenizer_and_said(tiny, log):
+def test_the_format_is_found_in_the_tokenizer_and_said(tiny, vllm_log):
     requests = Requests(config_of(tiny, {"max_thinking_tokens": 41}))
     assert requests.program.format.starts == ("<think>",)
     assert requests.program.eos_token_ids[0] == IM_END
     assert requests.vocab_size == 152_064
-    (line,) = [record.getMessage() for record in log]
+    (line,) = [record.getMessage() for record in vllm_log]
     assert "the chat template writes them" in line
     assert "{'max_thinking_tokens': 41}" in line
 

@@ -123,6 +123,7 @@ cdef extern from "thinkguard.h" nogil:
                  int64_t num_tokens, int64_t stride)
     void tg_decide(const tg_program *program, const tg_policy *policy, const tg_row *row, tg_action *action)
     int32_t tg_close_room(const tg_program *program, const tg_policy *policy)
+    int32_t tg_answer_eos(const tg_program *program, const tg_policy *policy)
     int32_t tg_allows(const tg_program *program, const tg_policy *policy, const tg_action *action, int32_t token)
     int32_t tg_apply(const tg_program *program, const tg_policy *policy, const tg_action *action, void *logits,
                      tg_dtype dtype, int64_t stride, int32_t width)

@@ -205,6 +205,11 @@ cdef class BoundPolicy:
         """Tokens that have to be left of `max_tokens` when thinking ends."""
         return c.tg_close_room(&self.tables.program, &self.policy)
 
+    @property
+    def answer_eos(self):
+        """The token that is forced at `max_answer_tokens`, -1 for an empty EOS set."""
+        return c.tg_answer_eos(&self.tables.program, &self.policy)
+
     def sequence(self, int seq):
         """The tokens of one of the policy's own sequences (1: open, 2: close, 3: off, 4: extend)."""
         return self.tokens[self.policy.seq_offset[seq]:self.policy.seq_offset[seq + 1]].tolist()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from thinkguard._device_machine import (
+from thinkguard._device_layout import (
     ALLOW,
     BAN_BLANK,
     BAN_EOS,
@@ -25,6 +25,7 @@ from thinkguard._device_machine import (
     INERT,
     INFO,
     MARKED,
+    MARKS,
     MOVE_END,
     MOVE_EOS,
     MOVE_IMPLICIT,
@@ -32,11 +33,13 @@ from thinkguard._device_machine import (
     ONLY_CALL_END,
     TEXT,
     VISIBLE,
+)
+from thinkguard._device_machine import (
     among_eos,
     find,
     is_eos,
     mark_allowed,
-    node_marks,
+    node_field,
     token_info,
 )
 
@@ -241,7 +244,7 @@ def _largest_moved(tables, A, eos_logits, low, high, logits, stride, width, L: t
 
 @triton.jit
 def _edit(tables, policy, P, A, logits, stride, width, L: tl.constexpr, BLOCK: tl.constexpr):
-    concerns = (node_marks(tables, A.node, L) & (A.forbidden | _moved_kinds(A.flags))) != 0
+    concerns = (node_field(tables, A.node, MARKS, L) & (A.forbidden | _moved_kinds(A.flags))) != 0
     low, high = tl.load(tables + L.mark_offset + A.node), tl.load(tables + L.mark_offset + A.node + 1)
     eos_marks = P.eos * 0
     if L.is_channel:  # elsewhere the EOS set is not told apart by marks

@@ -15,8 +15,10 @@ import triton
 import triton.language as tl
 
 from thinkguard import _device_edit as edit
+from thinkguard import _device_layout as layout
 from thinkguard import _device_machine as machine
-from thinkguard._device_machine import Policy, Row
+from thinkguard._device_decide import decide
+from thinkguard._device_layout import Action, Policy, Row
 
 # Of a sequence's state, behind its row: tokens accounted for, -1: none yet; and how many of them are the prompt.
 FOLDED, PROMPT = tl.constexpr(len(Row._fields)), tl.constexpr(len(Row._fields) + 1)
@@ -31,7 +33,7 @@ def _load_policy(policy):
         tl.load(policy + 6), tl.load(policy + 7), tl.load(policy + 8), tl.load(policy + 9), tl.load(policy + 10),
         tl.load(policy + 11), tl.load(policy + 12), tl.load(policy + 13), tl.load(policy + 14), tl.load(policy + 15),
         tl.load(policy + 16), tl.load(policy + 17), tl.load(policy + 18), tl.load(policy + 19),
-        tl.load(policy + BIAS).to(tl.float32, bitcast=True), tl.load(policy + EOS + tl.arange(0, machine.MAX_EOS)),
+        tl.load(policy + BIAS).to(tl.float32, bitcast=True), tl.load(policy + EOS + tl.arange(0, layout.MAX_EOS)),
     )  # fmt: skip
 
 
@@ -99,11 +101,11 @@ def _turn_start(tables, tokens, num_tokens, L: tl.constexpr, BLOCK: tl.constexpr
         low = tl.maximum(high - BLOCK, 0)
         info = machine.token_info(tables, _block(tokens, low, high, BLOCK), L)
         place = low + tl.arange(0, BLOCK)
-        found = tl.max(tl.where(((info & machine.BOUNDARY) != 0) & (place < high), place, -1), axis=0)
+        found = tl.max(tl.where(((info & layout.BOUNDARY) != 0) & (place < high), place, -1), axis=0)
         high = low
     raw = True
     if found >= 0:
-        raw = (machine.token_info(tables, _token(tl.load(tokens + found)), L) & machine.RAW) != 0
+        raw = (machine.token_info(tables, _token(tl.load(tokens + found)), L) & layout.RAW) != 0
     return found + 1, raw
 
 
@@ -115,25 +117,25 @@ def _turn_start_by_text(tables, tokens, num_tokens, L: tl.constexpr, BLOCK: tl.c
         if node == 0:  # on to the next token that leads anywhere
             ids = _block(tokens, at, num_tokens, BLOCK)
             known = (ids >= 0) & (ids < L.vocab_size)
-            leads = tl.load(tables + ids * 4 + machine.TURNS_STEP, mask=known, other=0) != 0
+            leads = tl.load(tables + ids * 4 + layout.TURNS_STEP, mask=known, other=0) != 0
             at += tl.min(tl.where(leads, tl.arange(0, BLOCK), BLOCK), axis=0)
         if at < num_tokens:
             token = _token(tl.load(tokens + at))
-            if (machine.token_info(tables, token, L) & machine.TEXT) != 0:
+            if (machine.token_info(tables, token, L) & layout.TEXT) != 0:
                 step = machine.follow(
-                    tables, node, token, tl.load(tables + token * 4 + machine.TURNS_STEP),
+                    tables, node, token, tl.load(tables + token * 4 + layout.TURNS_STEP),
                     L.turns_except_offset, L.turns_except_token, L.turns_except_step,
                 )  # fmt: skip
                 node, event = step & 0xFFFF, (step >> 16) & 0xFFFF
                 kinds = tl.load(tables + L.turns_events + event * 8)
                 last = tl.load(tables + L.turns_events + event * 8 + 1)
-                if (kinds & machine.HEADER) != 0:
+                if (kinds & layout.HEADER) != 0:
                     before = start
                     start = at + 1
                     if L.turns_by_header:
                         start = 0
                     found = 1
-                if (last & machine.START) != 0:
+                if (last & layout.START) != 0:
                     start = tl.where(before != 0, before, at + 1)
         at += 1
     return tl.where((found != 0) & (start == 0), num_tokens, start), found == 0
@@ -169,11 +171,11 @@ def _end_prompt(tables, policy, P, row, raw, silent, L: tl.constexpr):
     """What `tg_start` does behind the prompt's last token."""
     if raw and (P.guards_raw == 0):
         row = machine.make_inert(row)
-    elif raw and ((silent == 0) | (row.phase == machine.BEFORE)):  # 5: only a marker at the very end counts
+    elif raw and ((silent == 0) | (row.phase == layout.BEFORE)):  # 5: only a marker at the very end counts
         row = machine.settle(tables, policy, P, _fresh_row(row.limit), L)
     closed_by = row.closed_by
-    if closed_by != machine.BY_NONE and (row.phase == machine.ANSWERING or row.phase == machine.HEADING):
-        closed_by = machine.BY_PROMPT
+    if closed_by != layout.BY_NONE and (row.phase == layout.ANSWERING or row.phase == layout.HEADING):
+        closed_by = layout.BY_PROMPT
     return Row(
         row.phase, row.node, row.tail, row.seq, row.pos, row.flags, row.thinking, row.block, row.blocks, row.visible, 0,
         row.blank, row.extensions, row.space, closed_by, row.length, row.header, row.body, row.limit,
@@ -184,9 +186,9 @@ def _end_prompt(tables, policy, P, row, raw, silent, L: tl.constexpr):
 def _stays_silent(tables, row, token, silent, L: tl.constexpr):
     """Whether nothing visible stands behind the last marker of a prompt, this token included."""
     info = machine.token_info(tables, token, L)
-    silent = tl.where((info & machine.VISIBLE) != 0, 0, silent)
-    if (info & machine.TEXT) != 0:
-        root = tl.load(tables + token * 4 + machine.STEP)
+    silent = tl.where((info & layout.VISIBLE) != 0, 0, silent)
+    if (info & layout.TEXT) != 0:
+        root = tl.load(tables + token * 4 + layout.STEP)
         step = machine.follow(tables, row.node, token, root, L.except_offset, L.except_token, L.except_step)
         event = (step >> 16) & 0xFFFF
         if event != 0:
@@ -233,12 +235,20 @@ def _find_seen(
 
 @triton.jit
 def _walk(
-    tables, policy, loop, P, row, at, total, prompt, raw, in_prompt,
+    tables, policy, loop, P, row, at, total, prompt,
     tokens, inputs, offsets, first, num_rows, state, logits_ptr, logits_stride, logits_step, width,
     LOOP_SIZE: tl.constexpr, L: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Move a row over the rest of its prompt and what was committed, and keep it; edit its logits and its drafts'."""
-    silent = 1
+    """Move a row over what was committed since it stood at `at`, and keep it; edit its logits and its drafts'.
+
+    Below 0 nothing is accounted for yet: it starts at the assistant's own part of the prompt.
+    """
+    raw, in_prompt, silent = False, 0, 1
+    if at < 0:
+        row, at, raw = _begin(tables, policy, P, tokens, prompt, row.limit, L, BLOCK)
+        if P.loop_tokens != 0:
+            machine.clear_loop(loop)
+        in_prompt = 1
     index = 0  # of the slot's row that is next to be decided
     while index >= 0:
         if in_prompt != 0 and at >= prompt:
@@ -264,7 +274,7 @@ def _walk(
                 row = machine.advance(tables, policy, loop, P, row, token, sampled, L)
                 at += 1
         else:
-            action = machine.decide(tables, policy, P, row, L)
+            action = decide(tables, policy, P, row, L)
             logits = logits_ptr + (first + index).to(tl.int64) * logits_stride
             edit.carry_out(tables, policy, P, action, logits, logits_step, width, L, BLOCK)
             if index == 0:
@@ -309,14 +319,10 @@ def guard_slots(
     row, at = _load_row(state), tl.load(state + FOLDED)
     tokens = tokens_ptr + slot * tokens_stride
     total, prompt = tl.load(total_ptr + slot), tl.load(prompt_ptr + slot)
-    raw, in_prompt = False, 0
-    if at < 0 or at > total:
-        row, at, raw = _begin(tables_ptr, policy, P, tokens, prompt, row.limit, L, BLOCK)
-        if P.loop_tokens != 0:
-            machine.clear_loop(loop)
-        in_prompt = 1
+    if at > total:  # the slot's tokens are not those that it had
+        at = -1
     _walk(
-        tables_ptr, policy, loop, P, row, at, total, prompt, raw, in_prompt,
+        tables_ptr, policy, loop, P, row, at, total, prompt,
         tokens, inputs_ptr, offsets_ptr, first, num_rows, state, logits_ptr, logits_stride, logits_step, width,
         LOOP_SIZE, L, BLOCK,
     )  # fmt: skip
@@ -335,7 +341,6 @@ def guard_sequences(
     prompt, limit,  # the prompt's tokens, -1: all of a sequence that was not seen; the output's limit, -1: unknown
     states_ptr, loops_ptr, seen_ptr, num_seen,  # what the last call left, and how many rows it had
     new_states_ptr, new_loops_ptr, new_seen_ptr, seen_stride,  # the same for the next call
-    no_drafts_ptr,  # [1] a zero
     policy_ptr, tables_ptr,
     STATE_SIZE: tl.constexpr, LOOP_SIZE: tl.constexpr, L: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -347,7 +352,7 @@ def guard_sequences(
     tokens = tokens_ptr + own.to(tl.int64) * tokens_stride
     P = _load_policy(policy_ptr)
     state, loop = new_states_ptr + own * STATE_SIZE, new_loops_ptr + own * (2 * LOOP_SIZE)
-    row, at = _fresh_row(tl.load(no_drafts_ptr) + limit), -1
+    row, at = _fresh_row(limit), -1
     behind = tl.where(prompt >= 0, tl.minimum(prompt, num_tokens), num_tokens)
     other = _find_seen(tokens, num_tokens, own, states_ptr, num_seen, seen_ptr, seen_stride, STATE_SIZE, BLOCK)
     if other >= 0:
@@ -364,14 +369,8 @@ def guard_sequences(
         elif num_tokens - 1 >= their_prompt or again:
             behind = their_prompt
     _keep(tokens, new_seen_ptr + own.to(tl.int64) * seen_stride, num_tokens, BLOCK)
-    raw, in_prompt = False, 0
-    if at < 0:
-        row, at, raw = _begin(tables_ptr, policy_ptr, P, tokens, behind, row.limit, L, BLOCK)
-        if P.loop_tokens != 0:
-            machine.clear_loop(loop)
-        in_prompt = 1
     _walk(
-        tables_ptr, policy_ptr, loop, P, row, at, num_tokens, behind, raw, in_prompt,
+        tables_ptr, policy_ptr, loop, P, row, at, num_tokens, behind,
         tokens, tokens, tokens, own, own + 1, state, logits_ptr, logits_stride, logits_step, width,
         LOOP_SIZE, L, BLOCK,
     )  # fmt: skip
@@ -389,7 +388,7 @@ def carry_out_actions(
     at = actions_ptr + tl.program_id(0) * ACTION_SIZE
     policy = policies_ptr + tl.load(at + 1).to(tl.int64) * L.policy_size
     bias = tl.load(at + 9).to(tl.float32, bitcast=True)
-    action = machine.Action(
+    action = Action(
         tl.load(at + 2), tl.load(at + 3), tl.load(at + 4), tl.load(at + 5), tl.load(at + 6), tl.load(at + 7),
         tl.load(at + 8), bias,
     )  # fmt: skip

@@ -1,168 +1,75 @@
-"""csrc/machine.c in Triton: where a sequence stands and what its next step needs, function by function under the same names.
+"""csrc/machine.h and the advancing half of csrc/machine.c in Triton, function by function under the same names.
 
 All of it is scalar code of one program; what C keeps behind pointers is passed by value, so that a draft is walked in a
-copy. `tables` is the program (see `device.DeviceTables`), `policy` the request's block of it, and `L`, the layout of
+copy. `tables` is the program (see `device.DeviceProgram`), `policy` the request's block of it, and `L`, the layout of
 both, is known when the kernel is compiled: a format without channels has no code for them. Numbers in comments are the
 rules of docs/semantics.md.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
 
-# Values of thinkguard.h, under its names; a test compares them with the header.
-START, END, ANSWER, IMPLICIT = tl.constexpr(1), tl.constexpr(2), tl.constexpr(4), tl.constexpr(8)
-SPELLED, TOOL, BODY, HEADER = tl.constexpr(16), tl.constexpr(32), tl.constexpr(64), tl.constexpr(128)
-CALL_END, RECIPIENT, MULTI = tl.constexpr(256), tl.constexpr(512), tl.constexpr(1024)
-GROWS_END, EXTENDS = tl.constexpr(2048), tl.constexpr(4096)
-TEXT, VISIBLE, INERT = tl.constexpr(1), tl.constexpr(2), tl.constexpr(4)
-BOUNDARY, RAW = tl.constexpr(8), tl.constexpr(16)
-BEFORE, THINKING, CLOSING = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-HEADING, ANSWERING, DONE = tl.constexpr(3), tl.constexpr(4), tl.constexpr(5)
-BY_NONE, BY_MODEL, BY_BUDGET, BY_BOUNDARY = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
-BY_LOOP, BY_IMPLICIT, BY_PROMPT = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6)
-BODY_NONE, BODY_FREE, BODY_FINAL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-BODY_CALL, BODY_PREAMBLE = tl.constexpr(3), tl.constexpr(4)
-OPEN_FORCE, OPEN_FORBID = tl.constexpr(0), tl.constexpr(2)
-EOS_CLOSE, AT_SENTENCE = tl.constexpr(0), tl.constexpr(1)
-NO_LIMIT, LOOP_PERIODS, BLANK_PATIENCE = tl.constexpr(-1), tl.constexpr(64), tl.constexpr(8)
-HEADER_PATIENCE, MAX_EOS = tl.constexpr(32), tl.constexpr(16)
-SEQ_NONE, SEQ_OPEN, SEQ_CLOSE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-SEQ_OFF, SEQ_EXTEND = tl.constexpr(3), tl.constexpr(4)
-ROW_INERT, ROW_LOOP, ROW_RECIPIENT = tl.constexpr(1), tl.constexpr(2), tl.constexpr(4)
-ROW_VIOLATION, ROW_FORCED = tl.constexpr(8), tl.constexpr(16)
-FREE, FORCE, EDIT, ALLOW = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
-BAN_EOS, BAN_INERT, BAN_BLANK = tl.constexpr(1), tl.constexpr(2), tl.constexpr(4)
-MOVE_EOS, MOVE_IMPLICIT, MOVE_END = tl.constexpr(8), tl.constexpr(16), tl.constexpr(32)
-ONLY_CALL_END, NOT_CALL_END, BAN_NEVER = tl.constexpr(64), tl.constexpr(128), tl.constexpr(256)
-
-MANY = tl.constexpr(2**31 - 1)  # of tokens that are left: any number
-_SEARCH = tl.constexpr(128)  # entries compared at once; the lists of a node are a few hundred long at most
-
-
-class Row(NamedTuple):
-    """Where one sequence stands: `tg_row`, field by field."""
-
-    phase: tl.tensor
-    node: tl.tensor
-    tail: tl.tensor
-    seq: tl.tensor
-    pos: tl.tensor
-    flags: tl.tensor
-    thinking: tl.tensor
-    block: tl.tensor
-    blocks: tl.tensor
-    visible: tl.tensor
-    answer: tl.tensor
-    blank: tl.tensor
-    extensions: tl.tensor
-    space: tl.tensor
-    closed_by: tl.tensor
-    length: tl.tensor
-    header: tl.tensor
-    body: tl.tensor
-    limit: tl.tensor
-
-
-class Policy(NamedTuple):
-    """The scalars of a request's policy: `tg_policy`, with what follows from it worked out on the host."""
-
-    max_thinking: tl.tensor
-    min_thinking: tl.tensor
-    grace: tl.tensor
-    close_at: tl.tensor
-    soft: tl.tensor
-    max_extensions: tl.tensor
-    on_eos: tl.tensor
-    opening: tl.tensor
-    max_blocks: tl.tensor
-    min_answer: tl.tensor
-    max_answer: tl.tensor
-    loop_tokens: tl.tensor
-    markers_allowed: tl.tensor
-    close_room: tl.tensor  # tg_close_room
-    answer_eos: tl.tensor  # the EOS that ends an answer, -1: none
-    extend_token: tl.tensor  # the extension's first token, -1: none
-    extend_length: tl.tensor
-    guards_raw: tl.tensor  # whether a prompt without a chat is guarded
-    num_eos: tl.tensor
-    close_bias: tl.tensor
-    eos: tl.tensor  # [MAX_EOS], -1 behind the last
-
-
-class Action(NamedTuple):
-    """What the next step of a row needs: `tg_action`."""
-
-    kind: tl.tensor
-    token: tl.tensor
-    node: tl.tensor
-    forbidden: tl.tensor
-    flags: tl.tensor
-    cut: tl.tensor
-    pending: tl.tensor
-    bias: tl.tensor
-
-
-class Layout(NamedTuple):
-    """A program's scalars and the offsets of its tables, in int32 elements; a constant of the kernel."""
-
-    vocab_size: int
-    is_channel: bool
-    header_seq: int
-    channel_seq: int
-    body_token: int
-    message_end: int
-    header_tokens: int
-    space_word: int
-    space_bytes: int
-    has_turns: bool  # the turn's start is found by a second automaton
-    turns_by_header: bool
-    # tables
-    except_offset: int
-    except_token: int
-    except_step: int
-    mark_offset: int
-    mark_token: int
-    mark_mask: int
-    events: int
-    nodes: int
-    turns_except_offset: int
-    turns_except_token: int
-    turns_except_step: int
-    turns_events: int
-    name_offset: int  # the header's own text as an automaton over tokens
-    name_token: int
-    name_next: int
-    name_end: int  # its last node
-    never: int
-    num_never: int
-    inert: int
-    num_inert: int
-    blank: int
-    num_blank: int
-    partial1: int
-    num_partial1: int
-    partial2: int
-    num_partial2: int
-    partial3: int
-    num_partial3: int
-    continuing1: int
-    num_continuing1: int
-    continuing2: int
-    num_continuing2: int
-    # a policy's block
-    eos: int
-    seq_offset: int
-    seq_token: int
-    policy_size: int
-
-
-MARKED = tl.constexpr(1 << 28)  # of a device's info: some node marks the token, or it is never sampled
-# Of tables: one entry of four for each token. Of events and nodes: eight for each.
-STEP, INFO, TAIL, TURNS_STEP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+from thinkguard._device_layout import (
+    ANSWER,
+    ANSWERING,
+    AT_SENTENCE,
+    BEFORE,
+    BODY,
+    BODY_CALL,
+    BODY_FINAL,
+    BODY_FREE,
+    BODY_NONE,
+    BODY_PREAMBLE,
+    BY_BOUNDARY,
+    BY_BUDGET,
+    BY_IMPLICIT,
+    BY_LOOP,
+    BY_MODEL,
+    BY_NONE,
+    CALL_END,
+    CLOSING,
+    DONE,
+    END,
+    EXTENDS,
+    FINISH,
+    GROWS_END,
+    HEADER,
+    HEADING,
+    IMPLICIT,
+    INERT,
+    INFO,
+    LOOP_PERIODS,
+    MANY,
+    MULTI,
+    NO_LIMIT,
+    OPEN,
+    OPEN_FORBID,
+    OPEN_FORCE,
+    REACH,
+    RECIPIENT,
+    ROW_FORCED,
+    ROW_INERT,
+    ROW_LOOP,
+    ROW_RECIPIENT,
+    ROW_VIOLATION,
+    SEARCH,
+    SEQ_CLOSE,
+    SEQ_EXTEND,
+    SEQ_OFF,
+    SEQ_OPEN,
+    SPELLED,
+    START,
+    START_BYTES,
+    STEP,
+    TAIL,
+    TEXT,
+    THINKING,
+    TOOL,
+    VISIBLE,
+    Row,
+)
 
 
 @triton.jit
@@ -173,39 +80,9 @@ def token_info(tables, token, L: tl.constexpr):
 
 
 @triton.jit
-def _node(tables, node, field, L: tl.constexpr):
+def node_field(tables, node, field: tl.constexpr, L: tl.constexpr):
+    """Return a field of `tg_node`."""
     return tl.load(tables + L.nodes + node * 8 + field)
-
-
-@triton.jit
-def _start_bytes(tables, node, L: tl.constexpr):
-    return _node(tables, node, 0, L)
-
-
-@triton.jit
-def node_marks(tables, node, L: tl.constexpr):
-    """Return all kinds that a node's marks complete or lead to."""
-    return _node(tables, node, 2, L)
-
-
-@triton.jit
-def _reach(tables, node, L: tl.constexpr):
-    return _node(tables, node, 3, L)
-
-
-@triton.jit
-def _plan(tables, node, L: tl.constexpr):
-    return _node(tables, node, 4, L)
-
-
-@triton.jit
-def _finish(tables, node, L: tl.constexpr):
-    return _node(tables, node, 5, L)
-
-
-@triton.jit
-def _open(tables, node, L: tl.constexpr):
-    return _node(tables, node, 6, L)
 
 
 @triton.jit
@@ -213,10 +90,10 @@ def find(tables, ids: tl.constexpr, low, high, token):
     """Return the index of `token` among tables[ids + low .. ids + high), -1: not there."""
     found = -1
     while low < high and found < 0:
-        at = low + tl.arange(0, _SEARCH)
+        at = low + tl.arange(0, SEARCH)
         entries = tl.load(tables + ids + at, mask=at < high, other=-1)
         found = tl.max(tl.where((entries == token) & (at < high), at, -1), axis=0)
-        low += _SEARCH
+        low += SEARCH
     return found
 
 
@@ -246,11 +123,19 @@ def among_eos(policy, P, tokens, L: tl.constexpr):
     return among & (tokens >= 0)
 
 
+@triton.jit
+def mark_allowed(mask, legal):
+    """`tg_mark_allowed`, of a scalar or a block."""
+    kinds = (mask & 0xFFFF) & ~(EXTENDS | GROWS_END)
+    reach = (mask >> 16) & 0xFFFF
+    return ((mask & EXTENDS) != 0) & ((tl.where(kinds != 0, kinds, reach) & legal) != 0)
+
+
 # --- sequences ---
 
 
 @triton.jit
-def _sequence_token(policy, seq, pos, L: tl.constexpr):
+def sequence_token(policy, seq, pos, L: tl.constexpr):
     """The token of a sequence under way, -1: none."""
     begin = tl.load(policy + L.seq_offset + seq, mask=seq != 0, other=0)
     return tl.load(policy + L.seq_token + begin + pos, mask=seq != 0, other=-1)
@@ -268,7 +153,7 @@ def _begin_sequence(policy, seq, pos, L: tl.constexpr):
 
 
 @triton.jit
-def _thinking_left(P, thinking, length, limit):
+def thinking_left(P, thinking, length, limit):
     """Tokens of thinking that are left; the limit of the output counts as a budget (8)."""
     left = tl.where(P.max_thinking == NO_LIMIT, MANY, P.max_thinking - thinking)
     room = tl.where(limit == NO_LIMIT, MANY, limit - length - P.close_room)
@@ -276,29 +161,29 @@ def _thinking_left(P, thinking, length, limit):
 
 
 @triton.jit
-def _answer_may_restart(P, row):
+def answer_may_restart(P, row):
     """Whether the answer may begin once more: the least answer has to fit again (9)."""
     fits = (P.max_answer == NO_LIMIT) | (P.max_answer - row.answer >= P.min_answer)
     return fits & ((row.limit == NO_LIMIT) | (row.limit - row.length > P.min_answer + 1))
 
 
 @triton.jit
-def _extension_fits(P, thinking, extensions, length, limit, rest):
+def extension_fits(P, thinking, extensions, length, limit, rest):
     """Whether one more extension may be said, of which `rest` tokens are still to come."""
     wanted = (thinking < P.min_thinking) & (extensions < P.max_extensions)
     return wanted & ((limit == NO_LIMIT) | (limit - length - P.close_room >= rest))
 
 
 @triton.jit
-def _start_is_legal(P, row, L: tl.constexpr):
-    legal = (row.blocks < P.max_blocks) & (P.opening != OPEN_FORBID) & _answer_may_restart(P, row)
+def start_is_legal(P, row, L: tl.constexpr):
+    legal = (row.blocks < P.max_blocks) & (P.opening != OPEN_FORBID) & answer_may_restart(P, row)
     legal &= (P.max_thinking == NO_LIMIT) | (row.thinking < P.max_thinking)
-    left = _thinking_left(P, row.thinking, row.length, row.limit)
+    left = thinking_left(P, row.thinking, row.length, row.limit)
     return legal & ((row.limit == NO_LIMIT) | (left > L.header_tokens))
 
 
 @triton.jit
-def _answer_left(P, row):
+def answer_left(P, row):
     left = tl.where(P.max_answer == NO_LIMIT, MANY, P.max_answer - row.answer)
     return tl.minimum(left, tl.where(row.limit == NO_LIMIT, MANY, row.limit - row.length))
 
@@ -307,7 +192,7 @@ def _answer_left(P, row):
 
 
 @triton.jit
-def _pending_bytes(tail):
+def pending_bytes(tail):
     """Bytes that the text's last character still misses; 0 if it is whole or already invalid."""
     pending, found = 0, 0
     for have in tl.static_range(1, 4):
@@ -340,7 +225,7 @@ def _ends_sentence(tail):
 @triton.jit
 def _at_boundary(P, block, tail):  # 14
     at = ((tail & 0xFF) == 10) | ((P.close_at == AT_SENTENCE) & _ends_sentence(tail))
-    return at & (block >= 1) & (_pending_bytes(tail) == 0)
+    return at & (block >= 1) & (pending_bytes(tail) == 0)
 
 
 @triton.jit
@@ -405,7 +290,7 @@ def settle(tables, policy, P, row, L: tl.constexpr):
     if seq == 0 and phase != ANSWERING and phase != DONE:
         begin = 0
         if phase == THINKING:
-            left = _thinking_left(P, row.thinking, row.length, row.limit)
+            left = thinking_left(P, row.thinking, row.length, row.limit)
             reason = BY_NONE
             if left <= 0 or P.opening == OPEN_FORBID:
                 reason = BY_BUDGET
@@ -418,19 +303,19 @@ def settle(tables, policy, P, row, L: tl.constexpr):
             if reason != BY_NONE:
                 phase = CLOSING
                 closed_by = reason
-                finish = _finish(tables, row.node, L)
+                finish = node_field(tables, row.node, FINISH, L)
                 begin = tl.where(finish != 0, finish, SEQ_CLOSE)  # 12, 19
         elif phase == BEFORE:
             if P.opening == OPEN_FORCE:  # 10
-                open = _open(tables, row.node, L)
+                open = node_field(tables, row.node, OPEN, L)
                 begin = tl.where(open != 0, open, SEQ_OPEN)
             elif P.opening == OPEN_FORBID:
                 begin = SEQ_OFF
             elif L.is_channel:
-                begin = tl.where(_reach(tables, row.node, L) == 0, L.channel_seq, 0)
+                begin = tl.where(node_field(tables, row.node, REACH, L) == 0, L.channel_seq, 0)
         elif L.is_channel:
             if phase == HEADING and row.body == BODY_NONE and row.header == 0:
-                begin = tl.where(_reach(tables, row.node, L) == 0, L.header_seq, 0)
+                begin = tl.where(node_field(tables, row.node, REACH, L) == 0, L.header_seq, 0)
         if begin != 0:
             seq, pos = _begin_sequence(policy, begin, 0, L)
     return Row(
@@ -445,7 +330,7 @@ def settle(tables, policy, P, row, L: tl.constexpr):
 @triton.jit
 def _breaks_silence(tables, node_before, node, info, L: tl.constexpr):
     """Whether a token in BEFORE left visible text outside a live start prefix (10)."""
-    had, has = _start_bytes(tables, node_before, L), _start_bytes(tables, node, L)
+    had, has = node_field(tables, node_before, START_BYTES, L), node_field(tables, node, START_BYTES, L)
     length, leading = (info >> 8) & 0xFF, (info >> 16) & 0xFF
     outside = ((info & VISIBLE) != 0) & (length - has > leading)
     return ((had != 0) & (has != had + length)) | ((had == 0) & outside)
@@ -475,7 +360,7 @@ def _account(tables, policy, loop, P, row, token, L: tl.constexpr):
     node, event = step & 0xFFFF, (step >> 16) & 0xFFFF
 
     flags &= ~(ROW_LOOP | ROW_VIOLATION | ROW_FORCED)
-    forced = (seq != 0) & (_sequence_token(policy, seq, pos, L) == token)
+    forced = (seq != 0) & (sequence_token(policy, seq, pos, L) == token)
     if forced:
         flags |= ROW_FORCED
         seq, pos = _begin_sequence(policy, seq, pos + 1, L)
@@ -575,7 +460,7 @@ def _account(tables, policy, loop, P, row, token, L: tl.constexpr):
         counts = was == ANSWERING  # as the answer's
         if was == THINKING:
             extends = (token == P.extend_token) & ~forced
-            extends &= _extension_fits(P, thinking, extensions, row.length, row.limit, P.extend_length - 1)
+            extends &= extension_fits(P, thinking, extensions, row.length, row.limit, P.extend_length - 1)
             inside, space = _in_start_space(space, info, bytes, L)
             if not inside and not forced:
                 thinking += 1
@@ -593,7 +478,7 @@ def _account(tables, policy, loop, P, row, token, L: tl.constexpr):
                 blank += tl.where(is_visible | forced, 0, 1)
             elif L.is_channel:
                 if not forced:
-                    if _reach(tables, node, L) == 0:
+                    if node_field(tables, node, REACH, L) == 0:
                         phase = HEADING
                         body = BODY_FREE
                         header = 0
@@ -684,7 +569,7 @@ def skip_plain(tables, policy, P, row, tokens, count, sampled, L: tl.constexpr, 
     thinks, answers = idle & (row.phase == THINKING), idle & (row.phase == ANSWERING)
     extends = (row.thinking < P.min_thinking) & (row.extensions < P.max_extensions)
     thinks &= (row.space < 0) & (P.loop_tokens == 0) & (P.opening != OPEN_FORBID) & ~extends
-    room = _thinking_left(P, row.thinking, row.length, row.limit) - P.grace - 5  # the last four rebuild the tail
+    room = thinking_left(P, row.thinking, row.length, row.limit) - P.grace - 5  # the last four rebuild the tail
     run = tl.where(thinks, tl.minimum(run, room), tl.where(answers, run, 0))
     run = tl.maximum(run, 0)
     shown = (place < run) & ((info & VISIBLE) != 0)
@@ -700,171 +585,3 @@ def skip_plain(tables, policy, P, row, tokens, count, sampled, L: tl.constexpr, 
             row.closed_by, row.length + tl.where(sampled, run, 0), row.header, row.body, row.limit,
         )  # fmt: skip
     return row, run, num_shown
-
-
-# --- deciding ---
-
-
-@triton.jit
-def mark_allowed(mask, legal):
-    """`tg_mark_allowed`, of a scalar or a block."""
-    kinds = (mask & 0xFFFF) & ~(EXTENDS | GROWS_END)
-    reach = (mask >> 16) & 0xFFFF
-    return ((mask & EXTENDS) != 0) & ((tl.where(kinds != 0, kinds, reach) & legal) != 0)
-
-
-@triton.jit
-def _decide_header(tables, policy, P, row, forbidden, flags, L: tl.constexpr):
-    """Between two messages: which channel comes next, or a tool call's free header; (kind, token, forbidden, flags, cut)."""
-    zero = row.node * 0
-    kind, token, cut = zero + EDIT, zero - 1, zero
-    bounded = row.limit != NO_LIMIT
-    room = tl.where(bounded, row.limit - row.length, MANY)
-    if row.body == BODY_FREE:
-        behind = tl.where((row.flags & ROW_RECIPIENT) != 0, 0, L.header_tokens + 1)
-        left = HEADER_PATIENCE - row.header
-        left = tl.where(bounded, tl.minimum(left, room - behind - P.min_answer - 2), left)
-        if left <= 0:
-            kind = zero + FORCE
-            token = zero + L.body_token
-        else:
-            cut = tl.where(left <= 3, left, 0)
-            forbidden |= START | END | ANSWER | TOOL | HEADER | CALL_END
-            flags |= BAN_EOS
-    else:
-        reach = _reach(tables, row.node, L)
-        legal = tl.where(reach != 0, reach, -1) & (ANSWER | TOOL | START)
-        if (legal & (legal - 1)) != 0:
-            if not _start_is_legal(P, row, L):
-                legal &= ~START
-            tight = room <= L.header_tokens + HEADER_PATIENCE + P.min_answer + 2
-            legal = tl.where(((legal & ~TOOL) != 0) & tight, legal & ~TOOL, legal)
-        low, high = tl.load(tables + L.mark_offset + row.node), tl.load(tables + L.mark_offset + row.node + 1)
-        count, only = 0, -1
-        while low < high:
-            at = low + tl.arange(0, _SEARCH)
-            allowed = mark_allowed(tl.load(tables + L.mark_mask + at, mask=at < high, other=0), legal)
-            marked = tl.load(tables + L.mark_token + at, mask=at < high, other=-1)
-            count += tl.sum(allowed.to(tl.int32), axis=0)
-            only = tl.maximum(only, tl.max(tl.where(allowed, marked, -1), axis=0))
-            low += _SEARCH
-        flags = zero
-        if count > 1:
-            kind = zero + ALLOW
-            forbidden = legal
-        else:
-            kind = zero + FORCE
-            token = tl.where(count == 1, only, _sequence_token(policy, L.header_seq, 0, L))
-    return kind, token, forbidden, flags, cut
-
-
-@triton.jit
-def _decide_answer(P, row, forbidden, flags, L: tl.constexpr):
-    """(kind, token, forbidden, flags, cut)"""
-    zero = row.node * 0
-    kind, token, cut = zero + EDIT, zero - 1, zero
-    left, missing = _answer_left(P, row), P.min_answer - row.visible
-    room = zero + MANY
-    bounded = row.limit != NO_LIMIT
-    in_preamble, in_call = False, False
-    if L.is_channel:
-        in_preamble, in_call = row.body == BODY_PREAMBLE, row.body == BODY_CALL
-        if in_preamble:  # ends while the least answer still fits behind it
-            room = tl.where(P.max_answer == NO_LIMIT, MANY, P.max_answer - row.answer - P.min_answer)
-            behind = L.header_tokens + P.min_answer + 2
-            room = tl.where(bounded, tl.minimum(row.limit - row.length - behind, room), room)
-    over = (P.max_answer != NO_LIMIT) & (row.answer >= P.max_answer) & (row.phase == ANSWERING)
-    if room <= 0:
-        kind = zero + FORCE
-        token = zero + L.message_end
-    elif over and not in_call and P.answer_eos >= 0:
-        kind = zero + FORCE
-        token = P.answer_eos
-    else:
-        if missing > 0:
-            flags |= BAN_EOS
-            if row.blank >= BLANK_PATIENCE or left <= missing:  # 20
-                flags |= BAN_BLANK
-        left = tl.minimum(left, room)
-        cut = tl.where((left >= 1) & (left <= 3), left, 0)
-        restarts = _answer_may_restart(P, row)
-        quotes = (P.markers_allowed != 0) & (row.phase == ANSWERING)
-        if L.is_channel:
-            forbidden |= START | END | ANSWER | TOOL | BODY | HEADER
-            if in_call:
-                flags |= ONLY_CALL_END
-            else:
-                forbidden |= CALL_END
-                flags |= NOT_CALL_END
-            if in_preamble:
-                if missing > 0:
-                    flags |= BAN_EOS
-                else:  # a preamble is not the turn's end: EOS ends the message (11)
-                    flags |= MOVE_EOS
-                    token = zero + L.message_end
-                    forbidden &= ~END
-        elif quotes:
-            forbidden = tl.where(restarts, 0, forbidden | ANSWER)
-        else:
-            forbidden |= END
-            forbidden = tl.where(_start_is_legal(P, row, L), forbidden, forbidden | START)
-            forbidden = tl.where(restarts, forbidden, forbidden | ANSWER)
-    return kind, token, forbidden, flags, cut
-
-
-@triton.jit
-def _decide_thinking(tables, P, row, forbidden, flags, L: tl.constexpr):
-    """(token, forbidden, flags, cut, bias)"""
-    token, bias = row.node * 0 - 1, row.node.to(tl.float32) * 0.0
-    forbidden |= START | ANSWER | TOOL | BODY | HEADER | CALL_END
-    if row.thinking < P.min_thinking:  # 13
-        forbidden |= END | IMPLICIT | GROWS_END
-        flags |= BAN_EOS
-        if _extension_fits(P, row.thinking, row.extensions, row.length, row.limit, P.extend_length):  # 18
-            flags |= MOVE_END
-            token = P.extend_token
-    else:  # 11
-        flags |= tl.where(P.on_eos == EOS_CLOSE, MOVE_EOS, BAN_EOS) | MOVE_IMPLICIT
-        token = _plan(tables, row.node, L)
-        if P.soft != NO_LIMIT and row.thinking >= P.soft:  # 17
-            risen = P.close_bias * (row.thinking - P.soft).to(tl.float32)
-            bias = tl.div_rn(risen, (P.max_thinking - P.soft).to(tl.float32))
-    left = _thinking_left(P, row.thinking, row.length, row.limit)
-    cut = tl.where(left <= 3, left, 0)  # 15
-    return token, forbidden, flags, cut, bias
-
-
-@triton.jit
-def decide(tables, policy, P, row, L: tl.constexpr):
-    """Say what the next step needs."""
-    zero = row.node * 0  # a tensor, so that the interpreter, too, sees one type in all branches
-    kind, token, forbidden, flags, cut, pending = zero + FREE, zero - 1, zero, zero, zero, zero
-    bias = zero.to(tl.float32)
-    if row.phase != DONE and (row.flags & ROW_INERT) == 0:
-        if row.seq != 0:
-            kind = zero + FORCE
-            token = _sequence_token(policy, row.seq, row.pos, L)
-        else:
-            kind = zero + EDIT
-            forbidden = zero + (SPELLED | MULTI)
-            heads = False
-            if L.is_channel:
-                heads = (row.phase == HEADING) | (row.phase == BEFORE)
-            if row.phase == THINKING or row.phase == CLOSING:
-                token, forbidden, flags, cut, bias = _decide_thinking(tables, P, row, forbidden, flags, L)
-            elif heads:
-                if L.is_channel:
-                    kind, token, forbidden, flags, cut = _decide_header(tables, policy, P, row, forbidden, flags, L)
-            else:
-                kind, token, forbidden, flags, cut = _decide_answer(P, row, forbidden, flags, L)
-            if kind == EDIT:
-                if row.node != 0 and forbidden != 0:
-                    flags |= BAN_INERT  # 2
-                if L.num_never > 0:
-                    flags |= BAN_NEVER  # 3
-                if cut != 0:
-                    pending = _pending_bytes(row.tail)
-                if flags == 0 and cut == 0:
-                    if (node_marks(tables, row.node, L) & forbidden) == 0:
-                        kind = zero + FREE
-    return Action(kind, token, row.node, forbidden, flags, cut, pending, bias)

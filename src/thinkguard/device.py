@@ -1,7 +1,7 @@
 """The automaton on the device: a program's tables, the state of sequences under way, and the launches.
 
-The kernels are in _device_kernel.py, what they call in _device_machine.py and _device_edit.py. Nothing here waits for the
-device, and a step is one launch.
+The kernels are in _device_kernel.py; what they call follows the C core file by file. Nothing here waits for the device, and
+a step is one launch.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy.typing as npt
 import torch
 
 from thinkguard import _device_kernel as kernel
-from thinkguard import _device_machine as machine
+from thinkguard import _device_layout as constants
 from thinkguard._core import BoundPolicy
-from thinkguard._device_machine import Layout, Row
-from thinkguard.compile import SEQ_PROGRAM, Kind
+from thinkguard._device_layout import Layout, Row
+from thinkguard.compile import SEQ_PROGRAM
 from thinkguard.errors import InputError
 from thinkguard.program import ThinkProgram
 
@@ -64,7 +64,7 @@ class DeviceProgram:
         block[1 : 1 + len(_SCALARS)] = [fields[name] for name in _SCALARS]
         eos = bound.eos_token_ids
         first = extend[0] if extend else -1
-        behind = (bound.close_room, _answer_eos(self.program, bound), first, len(extend), guards_raw, len(eos))
+        behind = (bound.close_room, bound.answer_eos, first, len(extend), guards_raw, len(eos))
         block[1 + len(_SCALARS) : 1 + len(_SCALARS) + len(behind)] = behind
         block[kernel.BIAS.value : kernel.BIAS.value + 1] = np.array([fields["close_bias"]], np.float32).view(np.int32)
         block[layout.eos : layout.seq_offset] = -1
@@ -77,15 +77,6 @@ class DeviceProgram:
 def _program_sequences(program: ThinkProgram) -> list[list[int]]:
     arrays = program.tables.arrays
     return [arrays["seq_token"][begin:end].tolist() for begin, end in pairwise(arrays["seq_offset"])]
-
-
-def _answer_eos(program: ThinkProgram, bound: BoundPolicy) -> int:
-    """The EOS that ends an answer: the first of the set that is no tool call's end; -1 for an empty set."""
-    events = program.tables.arrays["events"]
-    for token_id in bound.eos_token_ids:
-        if not events[program.tables.step(0, token_id)[1], 0] & Kind.CALL_END:
-            return token_id
-    return bound.eos_token_ids[0] if bound.eos_token_ids else -1
 
 
 def _name_automaton(program: ThinkProgram) -> tuple[list[int], list[int], list[int], int]:
@@ -128,11 +119,11 @@ def _lay_out(program: ThinkProgram) -> tuple[Layout, npt.NDArray[np.int32]]:
     marked = np.zeros(len(arrays["step"]), bool)
     marked[arrays["mark_token"]] = marked[arrays["never"]] = True
     token_table = np.zeros((len(arrays["step"]), 4), np.uint32)
-    token_table[:, machine.STEP.value] = arrays["step"]
-    token_table[:, machine.INFO.value] = arrays["info"] | np.where(marked, machine.MARKED.value, 0).astype(np.uint32)
-    token_table[:, machine.TAIL.value] = arrays["tail"]
+    token_table[:, constants.STEP.value] = arrays["step"]
+    token_table[:, constants.INFO.value] = arrays["info"] | np.where(marked, constants.MARKED.value, 0).astype(np.uint32)
+    token_table[:, constants.TAIL.value] = arrays["tail"]
     if turns:
-        token_table[:, machine.TURNS_STEP.value] = turns.arrays["step"]
+        token_table[:, constants.TURNS_STEP.value] = turns.arrays["step"]
     place("tokens", token_table)
     for name in ("except_offset", "except_token", "except_step", "mark_offset", "mark_token", "mark_mask"):
         place(name, arrays[name])
@@ -148,7 +139,7 @@ def _lay_out(program: ThinkProgram) -> tuple[Layout, npt.NDArray[np.int32]]:
     for name in lists:
         place(name, arrays[name])
     num_sequences = SEQ_PROGRAM + len(arrays["seq_offset"]) - 1
-    seq_offset = kernel.EOS.value + machine.MAX_EOS.value
+    seq_offset = kernel.EOS.value + constants.MAX_EOS.value
     seq_token = seq_offset + num_sequences + 1
     del places["tokens"]
     layout = Layout(
@@ -241,7 +232,6 @@ class DeviceSequences:
         self._prompt = -1 if prompt is None else prompt
         self._limit = -1 if max_tokens is None else min(max_tokens, 2**30)
         self._policy = _sent(program.pack_policy(bound), self.device)
-        self._zero = self._zeros(1)
         self._num_seen = self._num_rows = self._capacity = 0
         self._seen, self._next = self._buffers(), self._buffers()
 
@@ -260,7 +250,7 @@ class DeviceSequences:
             logits, logits.stride(0), logits.stride(1), num_rows, logits.shape[1],
             token_ids, token_ids.stride(0), length, self._prompt, self._limit,
             states, loops, seen, self._num_seen, *self._next, seen.stride(0),
-            self._zero, self._policy, self.program.tables,
+            self._policy, self.program.tables,
             STATE_SIZE=STATE_SIZE, LOOP_SIZE=LOOP_SIZE, L=self.program.layout, BLOCK=BLOCK, num_warps=NUM_WARPS,
         )  # fmt: skip
         self._seen, self._next, self._num_seen = self._next, self._seen, num_rows

@@ -2,7 +2,8 @@
 
 Two ways to know a row's state. By itself the processor is a pure function of each row of `input_ids`: it remembers the
 sequences it has seen and compares whole histories, so that beams may be reordered and drafts dropped. Attached to a model
-it learns prompt length, EOS and `max_length` from the one place that knows them, and a step costs O(batch).
+it learns prompt length, EOS and `max_length` from the one place that knows them, and a step costs O(batch). Where ids and
+scores are on a GPU, the kernels of device.py find, advance and edit the rows there, by the same rules.
 """
 
 from __future__ import annotations

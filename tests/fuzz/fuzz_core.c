@@ -4,6 +4,7 @@
  * Besides what the sanitizers see, it must hold at every step that
  *   - a row of logits with something to sample keeps something to sample, or is left exactly as it was,
  *   - tg_apply bans what tg_allows denies and nothing else, in every dtype, and writes nothing beside the row,
+ *   - what is looked up in sorted tables is what walking through them finds,
  *   - the row of the sequence is the same when it is computed again from the start.
  * Built and run by tools/fuzz.sh.
  */
@@ -12,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "thinkguard.h"
+#include "machine.h"
 
 enum {
   MAX_TOKENS = 32,
@@ -251,6 +252,38 @@ static int32_t check_step(bytes* in, const world* w, const tg_row* row) {
   return best;
 }
 
+static int is_banned(uint32_t mask, int32_t forbidden) { /* tg_mark_banned, kind by kind */
+  int leads = 0, hopeful = 0;
+  for (int bit = 0; bit < 16; bit++) {
+    int is_forbidden = forbidden >> bit & 1;
+    if (mask >> bit & 1 && is_forbidden) return 1;
+    leads |= mask >> (16 + bit) & 1;
+    hopeful |= (mask >> (16 + bit) & 1) && !is_forbidden;
+  }
+  return leads && !hopeful;
+}
+
+/* What every step looks up, against walking through the tables. */
+static void check_lookups(bytes* in, const world* w) {
+  const tg_program* p = &w->program;
+  int32_t forbidden = take(in, 256) | take(in, 256) << 8, seen = 0;
+  for (int32_t t = -1; t < p->vocab_size + BEYOND; t++) {
+    int known = t >= 0 && t < p->vocab_size, ends = 0;
+    CHECK(tg_info(p, t) == (known ? p->info[t] : (uint32_t)TG_INERT));
+    for (int32_t i = 0; i < w->policy.num_eos; i++) ends |= w->policy.eos[i] == t;
+    CHECK(tg_is_eos(&w->policy, t) == ends);
+    seen |= ends && tg_answer_eos(p, &w->policy) == t;
+    for (int32_t n = 0; n < p->num_nodes; n++) {
+      int32_t found = -1;
+      for (int32_t i = p->mark_offset[n]; i < p->mark_offset[n + 1]; i++)
+        if (p->mark_token[i] == t) found = i;
+      CHECK(tg_find(p->mark_token, p->mark_offset[n], p->mark_offset[n + 1], t) == found);
+      if (found >= 0) CHECK(tg_mark_banned(p->mark_mask[found], forbidden) == is_banned(p->mark_mask[found], forbidden));
+    }
+  }
+  CHECK(seen == (w->policy.num_eos > 0) && (seen || tg_answer_eos(p, &w->policy) == -1));
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   bytes in = {data, size};
   static world w;
@@ -262,6 +295,7 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (tg_lift_new(&w.vocab, &w.patterns, &lift) != TG_OK) return 0;
   make_program(&in, &w, lift, is_channel);
   make_policy(&in, &w);
+  check_lookups(&in, &w);
   int32_t tokens[MAX_STEPS], num_turn = take(&in, 8), num = 0, raw = take(&in, 4) == 0;
   int32_t limit = take(&in, 2) ? take(&in, 80) : TG_NO_LIMIT, found;
   for (int32_t i = 0; i < num_turn; i++) tokens[num++] = take(&in, w.vocab.num_tokens + 3) - 1;
