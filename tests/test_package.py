@@ -14,11 +14,33 @@ ORDER = [
     "errors", "formats", "policy", "_readers", "_files", "vocab", "template", "fit", "detect", "_core", "compile",
     "trace", "program", "_slots", "_device_layout", "_device_machine", "_device_decide", "_device_edit",
     "_device_kernel", "device", "hf_scores", "hf_continuous", "hf", "vllm_admission", "vllm_grammar", "vllm_requests",
-    "vllm_v1", "vllm_v2", "vllm", "doctor.check", "doctor.client", "doctor.marks", "doctor.reply", "doctor.asked",
-    "doctor.verdict", "doctor.limits", "doctor.serving", "demo.arithmetic", "demo.run", "cli", "__main__",
+    "vllm_v1", "vllm_v2", "vllm", "doctor.check", "doctor.marks", "doctor.records.record", "doctor.records.turns",
+    "doctor.records.conversations", "doctor.records.column_shapes", "doctor.records.dataset_info",
+    "doctor.records.llamafactory", "doctor.records.logs", "doctor.records.rendered", "doctor.records.switches",
+    "doctor.records.trainers", "doctor.records.shapes", "doctor.files.folders", "doctor.files.json_lines",
+    "doctor.files.json_text", "doctor.files.json_window", "doctor.files.json_stream", "doctor.files.kinds",
+    "doctor.files.tables", "doctor.files.sources", "doctor.template.sandbox", "doctor.template.probes",
+    "doctor.template.readings", "doctor.template.evidence", "doctor.template.differs",
+    "doctor.template.situation", "doctor.template.unread", "doctor.template.turns", "doctor.template.checks",
+    "doctor.template.mended", "doctor.template.fix",
+    "doctor.template.sandbox_child", "doctor.judges.marker_forms", "doctor.judges.packing", "doctor.judges.structure",
+    "doctor.judges.tags", "doctor.judges.mask", "doctor.judges.output_fields", "doctor.judges.outputs",
+    "doctor.tokenizer.files", "doctor.tokenizer.checkpoint", "doctor.tokenizer.markers", "doctor.tokenizer.tensor_rows",
+    "doctor.tokenizer.adapter", "doctor.tokenizer.splits", "doctor.tokenizer.template_copies",
+    "doctor.tokenizer.white_space", "doctor.tokenizer.checks", "doctor.tokenizer.compared", "doctor.tokenizer.fix",
+    "doctor.tokenizer.weights", "doctor.audit.lengths", "doctor.audit.plan", "doctor.audit.summary",
+    "doctor.audit.auditor", "doctor.audit.checks", "doctor.audit.mend_record", "doctor.audit.mend",
+    "doctor.audit.processes", "doctor.audit.ray_engine", "doctor.audit.run", "doctor.mask.labels", "doctor.mask.checks",
+    "doctor.serving.client", "doctor.serving.reply", "doctor.serving.asked", "doctor.serving.limits",
+    "doctor.serving.unusual", "doctor.serving.verdict", "doctor.serving.server", "doctor.page.plots",
+    "doctor.page.references", "doctor.page.text", "doctor.page.write", "doctor.examine", "training.places",
+    "training.labels", "training.model", "training.samples", "training.findings", "training.records", "training.monitor",
+    "training.callback", "demo.arithmetic", "demo.run", "doctor.commands", "cli", "__main__",
 ]  # fmt: skip
 # Named by a method of an earlier module, imported when it is called.
-LATE = {("formats", "detect"), ("formats", "fit"), ("formats", "vocab"), ("hf_continuous", "hf")}
+LATE = {
+    *(("formats", "detect"), ("formats", "fit"), ("formats", "vocab"), ("hf_continuous", "hf")),
+}
 
 
 def imported(path):
@@ -32,7 +54,9 @@ def imported(path):
             if node.module == "thinkguard":
                 yield from (alias.name for alias in node.names)
             else:
-                yield node.module.removeprefix("thinkguard.")
+                home = node.module.removeprefix("thinkguard.")
+                yield home
+                yield from (f"{home}.{alias.name}" for alias in node.names)
 
 
 def test_imports_run_one_way():

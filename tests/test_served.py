@@ -405,6 +405,7 @@ def test_the_doctor_finds_nothing_wrong(url, capsys):
     assert cli.main(["doctor", "--url", f"{url}/v1", "--model", MODEL, "--json"]) == 0
     statuses = {check["name"]: check["status"] for check in json.loads(capsys.readouterr().out)["checks"]}
     assert statuses.pop("little-room") == "could not tell", "the default's cap leaves room enough"
+    assert statuses.pop("marker-in-prompt") == "note", "vLLM 0.32's deepseek_r1 parser reads all of a prompt when it streams"
     assert set(statuses.values()) == {"ok"}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from thinkguard import ThinkFormat, ThinkGuardError, ThinkPolicy, ThinkProgram, __version__
+from thinkguard.doctor.commands import add_commands
 from thinkguard.errors import InputError
 from thinkguard.formats import describe
 from thinkguard.trace import ThinkTrace
@@ -25,6 +26,10 @@ _OUTPUT = ("output", "text", "completion", "response", "generated_text")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = _parser().parse_args(arguments)
+    if arguments is None and options.command in ("doctor", "audit"):  # a process of its own, that needs no model
+        from thinkguard.doctor.tokenizer.checkpoint import spare_torch
+
+        spare_torch()
     try:
         status: int = options.run(options)
         sys.stdout.flush()
@@ -35,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"thinkguard {options.command}: {error}", file=sys.stderr)
         return COULD_NOT_RUN
     except ImportError as error:
-        print(f"thinkguard {options.command}: {error}; install it with: pip install 'thinkguard[hf]'", file=sys.stderr)
+        hint = "" if "pip install" in str(error) else "; install it with: pip install 'thinkguard[hf]'"
+        print(f"thinkguard {options.command}: {error}{hint}", file=sys.stderr)
         return COULD_NOT_RUN
     return status
 
@@ -69,15 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--json", action="store_true", help="print one JSON object per output")
     explain.set_defaults(run=_explain)
 
-    doctor = commands.add_parser("doctor", help="find where thinking gets lost in what a live server answers")
-    doctor.add_argument("--url", metavar="URL", help="an OpenAI-compatible server: http://HOST:PORT/v1")
-    doctor.add_argument("--model", metavar="NAME", help="which of its models (default: the first)")
-    doctor.add_argument("--api-key", metavar="KEY", help="the server's key (default: OPENAI_API_KEY, if set)")
-    doctor.add_argument(
-        "--timeout", type=_seconds, default=60.0, metavar="S", help="seconds that one answer may take (default: 60)"
-    )
-    doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
-    doctor.set_defaults(run=_doctor)
+    add_commands(commands, _positive, _seconds)
 
     formats = commands.add_parser("formats", help="list the model families, or print one")
     formats.add_argument("name", nargs="?", metavar="NAME")
@@ -114,18 +112,6 @@ def _demo(options: argparse.Namespace) -> int:
 
     print(run(options.num, options.budget, options.json))
     return FINE
-
-
-def _doctor(options: argparse.Namespace) -> int:
-    if options.url is None:
-        raise InputError("nothing to examine: give --url http://HOST:PORT/v1, a live OpenAI-compatible server")
-    from thinkguard.doctor.serving import examine_server
-
-    key = options.api_key or os.environ.get("OPENAI_API_KEY")
-    report = examine_server(options.url, options.model, key, options.timeout)
-    print(json.dumps(report.as_dict(), ensure_ascii=False, indent=2) if options.json else report.as_text())
-    print(report.summary(), file=sys.stderr)
-    return TO_FIX if report.problems else FINE
 
 
 def _formats(options: argparse.Namespace) -> int:

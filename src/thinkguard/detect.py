@@ -26,9 +26,14 @@ _HOW: Final = {
 }
 
 
-def detect(vocabulary: Vocabulary, chat_template: str | None = None) -> ThinkFormat:
-    """Return the format; FormatError if there are no markers, or several pairs that nothing decides between."""
-    renders = renders_of(vocabulary, chat_template)
+def detect(
+    vocabulary: Vocabulary, chat_template: str | None = None, *, renders: Renders | None = None
+) -> ThinkFormat:
+    """Return the format; FormatError if there are no markers, or several pairs that nothing decides between.
+
+    With `renders` nothing is rendered here: they are what the template wrote elsewhere.
+    """
+    renders = renders_of(vocabulary, chat_template) if renders is None else renders
     families = [ThinkFormat.from_name(name) for name in ThinkFormat.names()]
     pairs: dict[tuple[str, ...], list[ThinkFormat]] = {}
     for family in families:

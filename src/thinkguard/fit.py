@@ -26,9 +26,9 @@ class Found:
     opens: bool | None = None  # the default generation prompt ends inside the reasoning
 
 
-def fit(format: ThinkFormat, vocabulary: Vocabulary) -> ThinkFormat:
+def fit(format: ThinkFormat, vocabulary: Vocabulary, *, renders: Renders | None = None) -> ThinkFormat:
     """Fit a family that was named to a tokenizer: header text and turn ends as its chat template writes them."""
-    renders = renders_of(vocabulary, None)
+    renders = renders_of(vocabulary, None) if renders is None else renders
     format = spelled(format, Found(), vocabulary.added)
     return surrounded(format, read(format, renders).header, vocabulary, renders)
 
@@ -38,9 +38,15 @@ def renders_of(vocabulary: Vocabulary, chat_template: str | None) -> Renders:
     source = vocabulary.chat_template if chat_template is None else chat_template
     if not source:
         return Renders("")
-    texts = {token_id: content for content, token_id in vocabulary.added.items()}
-    eos, bos = (next((texts[i] for i in ids if i in texts), "") for ids in (vocabulary.eos_ids, vocabulary.bos_ids))
+    bos, eos = bos_and_eos(vocabulary)
     return render(source, bos_token=bos, eos_token=eos)
+
+
+def bos_and_eos(vocabulary: Vocabulary) -> tuple[str, str]:
+    """Return the texts of the tokens that a template knows as `bos_token` and `eos_token`, "" for none."""
+    texts = {token_id: content for content, token_id in vocabulary.added.items()}
+    bos, eos = (next((texts[i] for i in ids if i in texts), "") for ids in (vocabulary.bos_ids, vocabulary.eos_ids))
+    return bos, eos
 
 
 def pairs_of(family: ThinkFormat) -> list[tuple[str, str]]:

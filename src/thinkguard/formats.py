@@ -12,9 +12,12 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from thinkguard.errors import FormatError
+
+if TYPE_CHECKING:
+    from thinkguard.template import Renders
 
 _TABLE: Final[dict[str, Any]] = json.loads(Path(__file__).with_name("formats.json").read_text(encoding="utf-8"))
 
@@ -92,26 +95,31 @@ class ThinkFormat:
         return dict(_TABLE["refused"])
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: object, chat_template: str | None = None) -> ThinkFormat:
+    def from_tokenizer(
+        cls, tokenizer: object, chat_template: str | None = None, *, renders: Renders | None = None
+    ) -> ThinkFormat:
         """Find the format that a tokenizer and its chat template (or the given one) agree on.
 
         `evidence` says why. FormatError, with the candidates, if there are no markers or several. Renders the template
-        a few dozen times (milliseconds), in a sandbox; needs jinja2, without which the template is only read.
+        a few dozen times (milliseconds), in a sandbox; needs jinja2, without which the template is only read. With
+        `renders`, which another process made of the template, it is not rendered here.
         """
         from thinkguard.detect import detect
         from thinkguard.vocab import Vocabulary
 
-        return detect(Vocabulary.from_tokenizer(tokenizer), chat_template)
+        return detect(Vocabulary.from_tokenizer(tokenizer), chat_template, renders=renders)
 
     @classmethod
-    def resolve(cls, format: ThinkFormat | str | None, tokenizer: object) -> ThinkFormat:
+    def resolve(
+        cls, format: ThinkFormat | str | None, tokenizer: object, *, renders: Renders | None = None
+    ) -> ThinkFormat:
         """Return what `format=` means: None is detected, a name is looked up and fitted, a ThinkFormat is itself.
 
         Fitted: the header's text and the turn's ends come from the tokenizer's chat template where it has one, and of
         several spellings of the markers the one that the vocabulary has comes first.
         """
         if format is None:
-            return cls.from_tokenizer(tokenizer)
+            return cls.from_tokenizer(tokenizer, renders=renders)
         if isinstance(format, ThinkFormat):
             return format
         family = cls.from_name(format)
@@ -119,7 +127,7 @@ class ThinkFormat:
         from thinkguard.fit import fit
         from thinkguard.vocab import Vocabulary
 
-        return fit(family, Vocabulary.from_tokenizer(tokenizer))
+        return fit(family, Vocabulary.from_tokenizer(tokenizer), renders=renders)
 
 
 @cache

@@ -42,16 +42,12 @@ class Renders:
     errors: tuple[str, ...] = ()  # each distinct failure once
 
 
-class _Failed(Exception):
-    """A template called raise_exception, or jinja2 gave up on it."""
-
-
 def render(source: str, *, bos_token: str = "", eos_token: str = "") -> Renders:
     """Render a template with every switch and with an assistant's turn; failures are in `errors`."""
     try:
-        template = _compile(source)
-    except (ImportError, _Failed) as error:
-        return Renders(source, errors=(str(error),))
+        template = compile_template(source)
+    except Exception as error:  # jinja2's own, or the parser's: nothing that can be listed
+        return Renders(source, errors=(failure(error),))
     errors: list[str] = []
 
     def attempt(messages: Sequence[Mapping[str, Any]], prompt: bool, switch: Mapping[str, Any]) -> str:
@@ -59,9 +55,8 @@ def render(source: str, *, bos_token: str = "", eos_token: str = "") -> Renders:
         try:
             return str(template.render(messages=messages, add_generation_prompt=prompt, **context))
         except Exception as error:  # a template may raise anything that Python can
-            message = f"{type(error).__name__}: {error}"
-            if message not in errors:
-                errors.append(message)
+            if failure(error) not in errors:
+                errors.append(failure(error))
             return ""
 
     user = {"role": "user", "content": USER}
@@ -97,7 +92,15 @@ def render(source: str, *, bos_token: str = "", eos_token: str = "") -> Renders:
     return Renders(source, prompts, turn, earlier, call.rpartition(USER)[2], tuple(errors))
 
 
-def _compile(source: str) -> Any:
+def failure(error: BaseException) -> str:
+    """Spell what a template raised, on one line; an import error is spelled for people."""
+    if isinstance(error, ImportError):
+        return str(error)
+    return " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())[:400]
+
+
+def compile_template(source: str) -> Any:
+    """Compile a chat template in an environment like transformers'; raises what jinja2 raises, and ImportError."""
     try:
         import jinja2
         import jinja2.ext
@@ -111,16 +114,23 @@ def _compile(source: str) -> Any:
 
         tags = {"generation"}  # noqa: RUF012  # an instance variable for jinja2
 
+        def __init__(self, environment: Any) -> None:
+            super().__init__(environment)
+            environment.extend(written=[], generated=[])
+
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return jinja2.nodes.CallBlock(self.call_method("_same"), [], [], body).set_lineno(line)
 
         def _same(self, caller: Any) -> str:
-            return str(caller())
+            text = str(caller())
+            start = sum(map(len, self.environment.written))
+            self.environment.generated.append((start, start + len(text)))
+            return text
 
     def raise_exception(message: str) -> None:
-        raise _Failed(message)
+        raise jinja2.exceptions.TemplateError(message)
 
     def tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, **options: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
@@ -132,7 +142,20 @@ def _compile(source: str) -> Any:
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
-    try:
-        return environment.from_string(source)
-    except Exception as error:
-        raise _Failed(f"{type(error).__name__}: {error}") from error
+    return environment.from_string(source)
+
+
+def generate(template: Any, context: Mapping[str, Any], max_chars: int) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """Render a compiled template: the text, and the spans of its `{% generation %}` blocks as transformers counts them.
+
+    Inside a macro or a captured text transformers counts wrongly, and so does this. ValueError above `max_chars`.
+    """
+    environment = template.environment
+    environment.written[:], environment.generated[:] = [], []
+    length = 0
+    for piece in template.generate(**context):
+        environment.written.append(piece)
+        length += len(piece)
+        if length > max_chars:
+            raise ValueError(f"the template wrote more than {max_chars} characters")
+    return "".join(environment.written), tuple(environment.generated)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from thinkguard.doctor.asked import FLAG, Asked, quoted, skipped
 from thinkguard.doctor.check import Check
-from thinkguard.doctor.client import ServerError
 from thinkguard.doctor.marks import Marks, found_in, telling
-from thinkguard.doctor.reply import Reply, skeleton, squeezed, thought_of
+from thinkguard.doctor.serving.asked import FLAG, Asked, quoted, skipped
+from thinkguard.doctor.serving.client import ServerError
+from thinkguard.doctor.serving.reply import Reply, skeleton, squeezed, thought_of
 
 _PARSERS: Final = {
     "<think>": "deepseek_r1 (qwen3 for Qwen's hybrids)",

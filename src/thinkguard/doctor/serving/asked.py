@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from thinkguard.doctor.check import Check
-from thinkguard.doctor.client import RefusedError, ServerError
 from thinkguard.doctor.marks import Marks
-from thinkguard.doctor.reply import Reply, Thought
+from thinkguard.doctor.serving.client import RefusedError, ServerError
+from thinkguard.doctor.serving.reply import Reply, Thought
 
 FLAG: Final = "vllm serve MODEL --logits-processors thinkguard.vllm:ThinkLogitsProcessor"
 
@@ -32,6 +32,8 @@ class Asked:
     native: Outcome  # asked for by vLLM's own thinking_token_budget
     zero: Outcome
     roomy: Outcome  # with max_tokens=room
+    quoting: Outcome  # streamed, with markers in the question
+    formatted: Outcome  # as JSON
 
     @property
     def caps(self) -> bool:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from thinkguard.doctor.asked import FLAG, Asked, skipped, within
 from thinkguard.doctor.check import Check
-from thinkguard.doctor.client import RefusedError, ServerError
-from thinkguard.doctor.reply import Reply, Thought
+from thinkguard.doctor.serving.asked import FLAG, Asked, skipped, within
+from thinkguard.doctor.serving.client import RefusedError, ServerError
+from thinkguard.doctor.serving.reply import Reply, Thought
 
 _MARGIN: Final = 64  # a close message of the server's own policy comes on top of a budget
 _LOG: Final = "look at the server's log for this request"

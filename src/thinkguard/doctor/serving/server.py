@@ -1,7 +1,8 @@
 """Ask a live OpenAI-compatible server a few short questions and say what becomes of the thinking.
 
-About nine requests, one after the other: one plain, the same one streamed, with a tiny budget in either way of asking for
-it, with none at all, with a misspelt field, and with too few tokens for its thinking. All greedy, of at most 1,024 tokens.
+About eleven requests, one after the other: one plain, the same one streamed, with a tiny budget in either way of asking for
+it, with none at all, with a misspelt field, with too few tokens for its thinking, with markers in the question, and with
+JSON wanted. All greedy, of at most 1,024 tokens.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from thinkguard.doctor.asked import Asked
 from thinkguard.doctor.check import Check, Report
-from thinkguard.doctor.client import Client, RefusedError, ServerError, SlowError, base_urls
-from thinkguard.doctor.limits import limit_checks
 from thinkguard.doctor.marks import Marks, marks_in
-from thinkguard.doctor.reply import Reply, Thought, streamed, thought_of, whole
-from thinkguard.doctor.verdict import thinking_checks
+from thinkguard.doctor.serving.asked import Asked
+from thinkguard.doctor.serving.client import Client, RefusedError, ServerError, SlowError, base_urls
+from thinkguard.doctor.serving.limits import limit_checks
+from thinkguard.doctor.serving.reply import Reply, Thought, streamed, thought_of, whole
+from thinkguard.doctor.serving.unusual import quoting, unusual_checks, wanting_json
+from thinkguard.doctor.serving.verdict import thinking_checks
 from thinkguard.errors import InputError
 
 QUESTION: Final = "What is 123 + 456?"
@@ -51,7 +53,8 @@ def examine_server(url: str, model: str | None = None, api_key: str | None = Non
         found += f", the first of {len(cards)} models (choose with --model)"
     server = Check("server", "ok", found)
     asked = _ask(asking)
-    return Report(f"{client.base}, model {name!r}", (server, *thinking_checks(asked), *limit_checks(asked)))
+    plain = thinking_checks(asked)
+    return Report(f"{client.base}, model {name!r}", (server, *plain, *limit_checks(asked), *unusual_checks(asked, plain)))
 
 
 def _find(url: str, api_key: str | None, timeout: float, model: str | None) -> tuple[Client, list[Mapping[str, Any]]]:
@@ -185,6 +188,8 @@ def _ask(asking: _Asking) -> Asked:
     room = max(_LEAST_ROOM, min(_MOST_ROOM, num // 2))
     bare = {"min_thinking_tokens": 0, "close_message": ""}
     thinks = num > budget
+    separated = thought.closed and bool(plain.reasoning)
+    odd = [{"role": "user", "content": quoting(QUESTION, marks)}]
     return Asked(
         plain=plain,
         marks=marks,
@@ -199,6 +204,8 @@ def _ask(asking: _Asking) -> Asked:
         native=asked(thinking_token_budget=budget) if thinks else None,
         zero=asked(**xargs(max_thinking_tokens=0, **bare)) if thinks else None,
         roomy=asked(max_tokens=room, **xargs(reserve_answer_tokens=8, **bare)) if num > room else None,
+        quoting=asked(messages=odd, stream=True) if separated else None,
+        formatted=asked(**wanting_json()) if separated else None,
     )
 
 

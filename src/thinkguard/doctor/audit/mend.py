@@ -1,0 +1,162 @@
+"""`audit --fix`: records are made regular where that is safe; the others are set aside, each with its reason.
+
+Safe is what leaves every word of reasoning and answer where it is: the spelling of markers, the white space around them,
+a start that is missing before reasoning, and reasoning that stands in another place than the one the trainer reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from thinkguard.doctor.audit.auditor import Auditor
+from thinkguard.doctor.audit.checks import lenient
+from thinkguard.doctor.audit.mend_record import Repair, repair
+from thinkguard.doctor.audit.plan import Plan, plan_of
+from thinkguard.doctor.files.sources import Raw, raw_records
+from thinkguard.doctor.judges import tags
+from thinkguard.doctor.records.record import Record
+from thinkguard.doctor.records.shapes import RecordReader
+from thinkguard.errors import InputError
+
+if TYPE_CHECKING:
+    from thinkguard.doctor.audit.plan import AuditOptions
+
+
+@dataclass(slots=True)
+class MendSummary:
+    """What was written where, and why."""
+
+    out: Path
+    rejected: Path
+    unchanged: int = 0
+    changed: Counter[str] = field(default_factory=Counter)  # records by what was done to them
+    mended: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)  # records set aside
+
+    def as_text(self) -> str:
+        """One line per file, and what was done."""
+        aside = self.reasons.total()
+        lines = [f"{self.out}: {self.unchanged + self.mended:,} records, {self.mended:,} of them changed"]
+        lines += [f"  {num:,}: {what}" for what, num in self.changed.most_common()]
+        lines.append(f"{self.rejected}: {aside:,} records set aside")
+        if aside and not self.unchanged + self.mended:
+            lines.insert(0, f"nothing could be kept: each of the {aside:,} records was set aside, and {self.out} is empty")
+        return "\n".join([*lines, *(f"  {num:,}: {reason}" for reason, num in self.reasons.most_common())])
+
+
+def mend(paths: Sequence[Path], out: Path, options: AuditOptions, *, place: str | None = None) -> MendSummary:
+    """Write the records, made regular, to `out`, and those that cannot be to `OUT.rejected.jsonl`, in their order.
+
+    place: where the reasoning shall stand; None leaves it wherever the trainer reads it, "inline" and a field's name
+    such as "reasoning_content" move it there. InputError if either file exists.
+    """
+    rejected = out.with_name(f"{out.name.removesuffix('.jsonl')}.rejected.jsonl")
+    for path in (out, rejected):
+        if path.exists():
+            raise InputError(f"{path} exists, and nothing is overwritten: give another name, or remove it")
+    plan = plan_of(paths, replace(options, engine="local"))
+    summary = MendSummary(out, rejected)
+    mender = _Mender(plan, place)
+    written: list[Path] = []
+    try:
+        with _created(out, written) as good, _created(rejected, written) as bad:
+            for raw, reader in _raws(plan):
+                done = mender.mend(raw, reader)
+                if isinstance(done, Repair):
+                    done = _write(good, done, summary) or done
+                if isinstance(done, str):
+                    summary.reasons[done] += 1
+                    told = {"reason": done, "file": raw.file, "line": raw.line, "error": raw.error, "record": raw.value}
+                    bad.write(_line(told, str) + "\n")
+    except BaseException:
+        for path in written:
+            path.unlink()
+        raise
+    return summary
+
+
+def _created(path: Path, written: list[Path]) -> TextIO:
+    try:
+        file = open(path, "x", encoding="utf-8", newline="\n")  # noqa: SIM115  # the caller closes it
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}; give a place that can be") from None
+    written.append(path)
+    return file
+
+
+def _raws(plan: Plan) -> Iterator[tuple[Raw, RecordReader | None]]:
+    for task in plan.tasks:
+        if task.shard[0] == 0:
+            for raw in raw_records(task.file):
+                yield raw, task.reader
+
+
+def _write(file: TextIO, done: Repair, summary: MendSummary) -> str:
+    """Write a record; returns why that cannot be."""
+    try:
+        line = _line(done.value, _plain)
+    except TypeError as error:
+        return f"holds what JSON has no type for: {error}"
+    file.write(line + "\n")
+    if done.changes:
+        summary.mended += 1
+        summary.changed.update(set(done.changes))
+    else:
+        summary.unchanged += 1
+    return ""
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    raise TypeError(type(value).__name__)
+
+
+def _line(value: Mapping[str, Any], default: Any) -> str:
+    line = json.dumps(value, ensure_ascii=False, default=default)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return json.dumps(value, default=default)
+    return line
+
+
+class _Mender:
+    """Mends one record after the other, and judges what came out."""
+
+    def __init__(self, plan: Plan, place: str | None) -> None:
+        self._plan, self._place = plan, place
+        self._auditor = Auditor(plan)
+
+    def mend(self, raw: Raw, reader: RecordReader | None) -> Repair | str:
+        """Return the record to write, or why it is set aside."""
+        if raw.value is None or reader is None:
+            return "cannot be read"
+        record = reader.read(raw.value)
+        if isinstance(record, str):
+            return f"its shape is not known: {record}"
+        if record.kind != "training":
+            return "not a training record"
+        done = repair(raw.value, record, self._plan.markers, self._place, reader)
+        if isinstance(done, str):
+            return done
+        again = reader.read(done.value) if done.changes else record
+        if not isinstance(again, Record):
+            return f"cannot be read any more once it is mended: {again}"
+        return self._fault(again) or done
+
+    def _fault(self, record: Record) -> str:
+        """Say what is still wrong, or cannot be mended."""
+        judged = tags.look(record, self._plan.markers)
+        hits = [*judged.hits, *self._auditor.cut(record, judged)]
+        for hit in hits:
+            if hit.check in ("no-reasoning", "empty-reasoning") or lenient(hit.check, hit.kind, self._plan.markers.trainer):
+                continue
+            return f"{hit.check}: {hit.kind}"
+        return ""

@@ -1,0 +1,168 @@
+"""What an audit has counted. The summaries of two shards add up to the summary of both, in any order.
+
+Memory is bounded: records are counted, not kept; of each class the first five examples by file and line stay.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+from thinkguard.doctor.records.record import Hit
+from thinkguard.errors import InputError
+
+_VERSION: Final = 1
+MAX_EXAMPLES: Final = 5
+UNREADABLE, UNRECOGNISED = "cannot be read", "of no known shape"
+_COUNTERS: Final = ("files", "shapes", "kinds", "facts", "forms", "records_hit")
+
+
+class Example(NamedTuple):
+    """Where a class was seen, and what."""
+
+    file: str
+    line: int  # 0: the file as a whole
+    shown: str
+
+
+class Summary:
+    """Counts of an audit; mutable, picklable, a JSON object and back."""
+
+    def __init__(self, settings: Mapping[str, Any] | None = None) -> None:
+        self.settings: dict[str, Any] = dict(settings or {})  # what has to be the same in summaries that are merged
+        self.records = 0  # those that could be read
+        self.files: Counter[str] = Counter()  # records of each
+        self.shapes: Counter[str] = Counter()
+        self.kinds: Counter[str] = Counter()  # "training", "output", "tokenized"
+        self.facts: Counter[str] = Counter()
+        self.forms: Counter[str] = Counter()  # white space around the markers, by block
+        self.records_hit: Counter[str] = Counter()  # by check
+        self.hits: Counter[tuple[str, str]] = Counter()  # records by check and kind
+        self.examples: dict[tuple[str, str], list[Example]] = {}
+        self.lengths: dict[str, Counter[int]] = {}  # "reasoning" -> how many records by bin; see `bin_of`
+
+    def add(
+        self, file: str, *, kind: str, shape: str = "", facts: Iterable[str] = (), forms: Iterable[str] = (), num: int = 1
+    ) -> None:
+        """Count records that are alike in all of this."""
+        self.records += num
+        self.files[file] += num
+        self.shapes[shape] += num
+        self.kinds[kind] += num
+        for fact in set(facts):
+            self.facts[fact] += num
+        for form in forms:
+            self.forms[form] += num
+
+    def add_hits(self, file: str, line: int, hits: Iterable[Hit]) -> None:
+        """Count what was found in one record; what it holds twice counts once."""
+        first = {(hit.check, hit.kind): hit.shown for hit in reversed(list(hits))}
+        for check in {check for check, _ in first}:
+            self.records_hit[check] += 1
+        for key, shown in first.items():
+            self.hits[key] += 1
+            self._keep(key, Example(file, line, shown))
+
+    def add_error(self, file: str, line: int, kind: str, reason: str) -> None:
+        """Count what could not be read."""
+        self.add_hits(file, line, [Hit("file", kind, reason)])
+
+    def add_lengths(self, name: str, lengths: Iterable[int]) -> None:
+        """Count lengths into their histogram."""
+        if counts := Counter(map(bin_of, lengths)):
+            self.lengths.setdefault(name, Counter()).update(counts)
+
+    def _keep(self, key: tuple[str, str], example: Example) -> None:
+        kept = self.examples.setdefault(key, [])
+        if len(kept) < MAX_EXAMPLES or example < kept[-1]:
+            insort(kept, example)
+            del kept[MAX_EXAMPLES:]
+
+    def merge(self, other: Summary) -> None:
+        """Add another shard's counts; the order of merging makes no difference. InputError for other settings."""
+        if self.settings and other.settings:
+            for name in sorted({*self.settings, *other.settings}):
+                one, two = self.settings.get(name), other.settings.get(name)
+                if one != two and not (name == "format" and "" in (one, two)):  # a shard in which no markers were found
+                    raise InputError(
+                        f"summaries of different audits cannot be merged: {name} is {one!r} here and {two!r} there; "
+                        "audit all shards with the same options"
+                    )
+        format = self.settings.get("format") or other.settings.get("format")
+        self.settings = dict(self.settings or other.settings)
+        if format:
+            self.settings["format"] = format
+        self.records += other.records
+        for name in _COUNTERS:
+            getattr(self, name).update(getattr(other, name))
+        self.hits.update(other.hits)
+        for key, examples in other.examples.items():
+            for example in examples:
+                self._keep(key, example)
+        for name, counts in other.lengths.items():
+            self.lengths.setdefault(name, Counter()).update(counts)
+
+    def percentile(self, name: str, percent: float) -> int | None:
+        """Return the length that this share of the records does not exceed, at most 1/16 too high; None without any."""
+        counts = self.lengths.get(name)
+        if not counts:
+            return None
+        wanted = counts.total() * percent / 100
+        seen = 0
+        for index in sorted(counts):
+            seen += counts[index]
+            if seen >= wanted:
+                break
+        return edge_of(index + 1) - 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """The summary as plain JSON types."""
+        hits = [
+            {"check": check, "kind": kind, "records": num, "examples": [list(e) for e in self.examples[check, kind]]}
+            for (check, kind), num in sorted(self.hits.items())
+        ]
+        lengths = {name: sorted([bin, num] for bin, num in counts.items()) for name, counts in sorted(self.lengths.items())}
+        counters = {name: dict(sorted(getattr(self, name).items())) for name in _COUNTERS}
+        told = {"version": _VERSION, "settings": self.settings, "records": self.records}
+        return told | counters | {"hits": hits, "lengths": lengths}
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> Summary:
+        """Read what `as_dict` gave. InputError naming what is not as it should be."""
+        if told.get("version") != _VERSION:
+            found = told.get("version")
+            raise InputError(f"summary of version {found!r}: this release reads version {_VERSION}; audit the shard again")
+        try:
+            summary = cls(told["settings"])
+            summary.records = int(told["records"])
+            for name in _COUNTERS:
+                getattr(summary, name).update({str(key): int(num) for key, num in told[name].items()})
+            for hit in told["hits"]:
+                key = str(hit["check"]), str(hit["kind"])
+                summary.hits[key] = int(hit["records"])
+                summary.examples[key] = [Example(str(file), int(line), str(shown)) for file, line, shown in hit["examples"]]
+            for name, counts in told["lengths"].items():
+                summary.lengths[str(name)] = Counter({int(index): int(num) for index, num in counts})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"not a summary of `thinkguard audit --json`: {type(error).__name__}: {error}") from None
+        return summary
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Summary) and self.as_dict() == other.as_dict()
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
+
+
+def bin_of(num: int) -> int:
+    """Return the histogram bin of a length: exact below 32, then 16 to each power of two."""
+    shift = max(num.bit_length() - 5, 0)
+    return (shift << 4) + (num >> shift)
+
+
+def edge_of(index: int) -> int:
+    """Return the smallest length of a bin."""
+    if index < 32:
+        return index
+    return (16 + (index & 15)) << ((index >> 4) - 1)

@@ -1,0 +1,1 @@
+"""Files to raw records: JSON, JSONL, Parquet and Arrow, as a stream of bounded memory."""

@@ -1,0 +1,1 @@
+"""The loss mask: which tokens of a record are learned."""

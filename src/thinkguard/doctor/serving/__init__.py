@@ -1,0 +1,1 @@
+"""A live server, asked a few questions."""

@@ -1,0 +1,94 @@
+"""The process in which foreign templates run: it reads requests as JSON lines, renders, and answers.
+
+Once it is set up it can open no file, start no process and use no more memory than `MAX_BYTES`; a request that takes too
+long is the parent's to end, and ends by itself if the parent is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, Final
+
+from thinkguard.template import compile_template, failure, generate, render
+
+MAX_BYTES: Final = 1 << 30
+MAX_CHARS: Final = 4 << 20
+_NUM_COMPILED: Final = 4
+_SPARE_S: Final = 2  # seconds of CPU beyond the limit, so that the parent's clock is the one that ends a request
+
+
+def main() -> None:
+    """Answer every line of stdin with one line per job on stdout."""
+    render("{{ messages }}{{ strftime_now('%Y') }}{{ missing.field }}")  # what is imported late is imported now
+    _confine()
+    _answer({})  # ready: time counts from here
+    compiled: dict[str, Any] = {}
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        _limit_cpu(request["limit_s"])
+        source = request["source"]
+        if request["kind"] == "renders":
+            _answer(_renders(source, **request["tokens"]))
+            continue
+        try:
+            if source not in compiled:
+                if len(compiled) >= _NUM_COMPILED:
+                    del compiled[next(iter(compiled))]
+                compiled[source] = compile_template(source)
+            error = ""
+        except Exception as raised:
+            error = failure(raised)
+        for job in request["jobs"]:
+            _answer({"error": error} if error else _rendered(compiled[source], job))
+
+
+def _rendered(template: Any, context: dict[str, Any]) -> dict[str, Any]:
+    try:
+        text, generation = generate(template, context, MAX_CHARS)
+    except Exception as error:  # a template may raise anything that Python can
+        return {"error": failure(error)}
+    return {"text": text, "generation": generation}
+
+
+def _renders(source: str, **tokens: str) -> dict[str, Any]:
+    made = render(source, **tokens)
+    told = {"prompts": dict(made.prompts), "turn": made.turn, "earlier": made.earlier, "call": made.call}
+    size = sum(map(len, [*made.prompts.values(), made.turn, made.earlier, made.call]))
+    if size > MAX_CHARS:
+        return {"errors": [f"ValueError: the template wrote more than {MAX_CHARS} characters"]}
+    return {**told, "errors": made.errors}
+
+
+def _answer(value: dict[str, Any]) -> None:
+    sys.stdout.buffer.write(json.dumps(value).encode() + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _confine() -> None:
+    try:
+        import resource
+    except ImportError:  # no such limits on Windows; the parent's clock holds all the same
+        return
+    limits = {resource.RLIMIT_AS: MAX_BYTES, resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: 0}
+    if hasattr(resource, "RLIMIT_NPROC"):
+        limits[resource.RLIMIT_NPROC] = 0
+    for kind, limit in limits.items():
+        try:
+            resource.setrlimit(kind, (limit, limit))
+        except (ValueError, OSError):  # a system that does not know this limit, or has a lower one
+            continue
+
+
+def _limit_cpu(limit_s: float) -> None:
+    try:
+        import resource
+    except ImportError:
+        return
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    limit = int(usage.ru_utime + usage.ru_stime + limit_s) + _SPARE_S
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
+if __name__ == "__main__":
+    main()

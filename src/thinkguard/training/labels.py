@@ -1,0 +1,122 @@
+"""What the labels of training rows teach about the tags, before a step is spent on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from thinkguard.program import ThinkProgram
+from thinkguard.training.places import IGNORED, Row, Turns, places, stretches
+
+_PADDED: Final = ("input_ids", "labels", "position_ids", "attention_mask")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelReading:
+    """How many of the rows teach each marker."""
+
+    num_rows: int
+    with_start: int  # the start marker is learnt
+    with_end: int
+    with_turn_end: int
+    masked_start: int  # the start marker is there, but not learnt
+    masked_end: int
+    unclosed: int  # thinking that is learnt and never ends, though the turn does
+    cut: int  # thinking inside which the row breaks off
+    longest: int  # tokens
+    opened: int  # the generation prompt opens the thinking, so the start need not be learnt: 1 or 0
+
+    @property
+    def unlabelled(self) -> float:
+        """The share of the rows that teach no end marker."""
+        return 1 - self.with_end / self.num_rows if self.num_rows else 0.0
+
+    def metrics(self) -> dict[str, float]:
+        """Shares of the rows, for a log."""
+        names = ("with_start", "with_end", "with_turn_end", "masked_start", "masked_end", "unclosed", "cut")
+        return {f"labels_{name}": getattr(self, name) / max(self.num_rows, 1) for name in names}
+
+    def as_dict(self) -> dict[str, int]:
+        """The fields as plain JSON types."""
+        return asdict(self)
+
+
+def rows_of(batch: Mapping[str, Any]) -> Iterator[Row]:
+    """Take a collated batch apart into its rows, and a packed row into its documents.
+
+    input_ids, labels: [num_rows, length], or [length]. Padding is found by `attention_mask`, documents by where
+    `position_ids` starts again.
+    """
+    ids, labels = batch.get("input_ids"), batch.get("labels")
+    if ids is None or labels is None:
+        return
+    columns = {name: _rows(batch[name]) for name in _PADDED if batch.get(name) is not None and _plain(batch[name])}
+    for i, (row, label) in enumerate(zip(columns["input_ids"], columns["labels"], strict=True)):
+        mask = columns["attention_mask"][i] if "attention_mask" in columns else [1] * len(row)
+        mask = mask if len(mask) == len(row) else [1] * len(row)
+        kept = [t for t in range(len(row)) if mask[t]]
+        positions = columns["position_ids"][i] if "position_ids" in columns else []
+        starts = [t for t in kept if len(positions) == len(row) and positions[t] == 0 and t != kept[0]]
+        for begin, end in zip([0, *starts], [*starts, len(row)], strict=True):
+            part = [t for t in kept if begin <= t < end]
+            if part:
+                yield Row(tuple(int(row[t]) for t in part), tuple(int(label[t]) for t in part))
+
+
+def _plain(column: Any) -> bool:
+    """Whether a column has one number per token: masks of four dimensions and position ids of three have not."""
+    return getattr(column, "ndim", 2) <= 2
+
+
+def _rows(column: Any) -> list[list[int]]:
+    plain = column.tolist() if hasattr(column, "tolist") else list(column)
+    return plain if plain and isinstance(plain[0], list) else [plain]
+
+
+def read_labels(program: ThinkProgram, turns: Turns, rows: Iterable[Row]) -> LabelReading:
+    """Count what the rows teach."""
+    counts = dict.fromkeys(("start", "end", "turn_end", "masked_start", "masked_end", "unclosed", "cut"), 0)
+    num = longest = 0
+    for row in rows:
+        num, longest = num + 1, max(longest, len(row.ids))
+        for name in _taught(program, turns, row):
+            counts[name] += 1
+    return LabelReading(
+        num_rows=num,
+        with_start=counts["start"],
+        with_end=counts["end"],
+        with_turn_end=counts["turn_end"],
+        masked_start=counts["masked_start"],
+        masked_end=counts["masked_end"],
+        unclosed=counts["unclosed"],
+        cut=counts["cut"],
+        longest=longest,
+        opened=int(turns.opens),
+    )
+
+
+def _taught(program: ThinkProgram, turns: Turns, row: Row) -> set[str]:
+    found: set[str] = set()
+    for begin, end in stretches(program, turns, row):
+        open_at: int | None = None
+        ended = False
+        for place in places(program, row.ids, begin, end):
+            learnt = all(label != IGNORED for label in row.labels[place.begin : place.end])
+            if learnt:
+                found.add(place.marker)
+            elif place.marker != "turn_end" and any(label != IGNORED for label in row.labels[place.end : end]):
+                found.add(f"masked_{place.marker}")
+            if place.marker == "start" and any(label != IGNORED for label in row.labels[place.begin : end]):
+                open_at = place.begin
+            elif place.marker == "end":
+                open_at = None
+            ended |= place.marker == "turn_end"
+        if open_at is not None:
+            found.add("unclosed" if ended or end < len(row.ids) else "cut")
+    return found
+
+
+def spread(length: int, num: int) -> Sequence[int]:
+    """At most `num` indices spread evenly over `length`."""
+    return range(length) if length <= num else [i * length // num for i in range(num)]
