@@ -199,7 +199,7 @@ def test_one_launch_a_step_and_none_without_a_guarded_request(served, monkeypatc
         assert sum(name.startswith("thinkguard.") for name in launches) == sum(Witness.steps)
 
 
-@pytest.mark.parametrize("name", ["qwen3", "qwen2.5-instruct", "phi-3-mini-spm", "gpt-oss"])
+@pytest.mark.parametrize("name", ["qwen2.5-instruct", "gpt-oss"])  # the others: V1, and the kernel against C
 def test_real_vocabularies(name, tokenizer_dirs, tmp_path):
     """Few tokens: a step over a whole vocabulary takes the interpreter long."""
     bench = bench_of(name, tokenizer_dirs[name])
