@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from modes import CLEAN_TEMPLATE, HEALTHY
-from modes_template import ANSWER_ALONE, SOURCES, changed, said
+from modes_template import ANSWER_ALONE, FIELDS, OPENING, SAID, SOURCES, changed, said
 
 from thinkguard.doctor.catalogue import entries
 from thinkguard.doctor.check import Check
@@ -28,8 +29,11 @@ from thinkguard.doctor.records.record import (
 )
 from thinkguard.doctor.template.checks import differs_checks, template_checks
 from thinkguard.doctor.template.fix import fix_template
+from thinkguard.doctor.template.probes import probes
 from thinkguard.doctor.template.readings import Readings, read_template
 from thinkguard.doctor.template.sandbox import Job, Renderer
+from thinkguard.doctor.template.situation import MISSPELLED
+from thinkguard.doctor.template.unread import described
 from thinkguard.errors import InputError, UnsupportedError
 from thinkguard.formats import ThinkFormat
 
@@ -137,6 +141,54 @@ def test_reasoning_that_survives_in_a_field_alone(renderer: Renderer) -> None:
     assert fired(checks(readings, {IN_FIELD + "reasoning": 3, WITH_REASONING: 3})) == {"final-reasoning": "note"}
 
 
+REFUSING = changed((SAID, "{%- if '<think>' in text(message.content) %}{{ raise_exception('tags') }}{% endif %}\n" + SAID))
+
+
+def test_markers_of_another_family_are_not_this_template_s_problem(renderer: Renderer) -> None:
+    readings = read_template(renderer, REFUSING, THINK)
+    only = {MISSPELLED + "look-alike": 7, WITH_REASONING: 7, EARLIER_REASONING: 2, TOOL_REASONING: 2}
+    found = checks(readings, only)
+    assert "problem" not in fired(found).values()
+    final = found["final-reasoning"]
+    assert final.status == "skipped"
+    assert final.found == (
+        "look-alike stands for it: the data do not write the family's own markers; with those, inline reasoning raises an "
+        "error; kept: reasoning_content, reasoning, thinking"
+    )
+    assert final.fix.startswith("Hand reasoning over as reasoning")
+    assert checks(readings, {WITH_REASONING: 7})["final-reasoning"].status == "note"
+    some = checks(readings, {**only, INLINE: 3})["final-reasoning"]
+    assert (some.status, "raises an error (3 records)" in some.found) == ("problem", True)
+
+
+def test_what_the_template_does_to_every_record_stays_its_problem(renderer: Renderer) -> None:
+    facts = {MISSPELLED + "look-alike": 7, WITH_REASONING: 7}
+    assert fired(checks(read_template(renderer, DAMAGED, THINK), facts))["final-reasoning"] == "problem"
+
+
+PRINTING = changed(
+    (SAID, "        {{- message.content if message.content is not none }}\n"),
+    (OPENING, OPENING + "    {%- if enable_thinking is not defined or enable_thinking %}{{- '<think>\\n' }}{%- endif %}\n"),
+)
+
+
+def test_a_list_that_is_printed_is_told_once(renderer: Renderer) -> None:
+    readings = read_template(renderer, PRINTING, THINK)
+    assert readings.fields_kept == {"content", "reasoning_content", "reasoning", "thinking"}
+    assert readings.earlier_kept == readings.fields_kept
+    assert not readings.fields_bare
+    assert fired(checks(readings)) == {"content-parts": "note", "reward-anchor": "note"}
+    inline = fired(checks(readings, {PARTS: 7, INLINE: 7, WITH_REASONING: 7}))
+    assert [name for name, status in inline.items() if status == "problem"] == ["content-parts"]
+    in_part = checks(readings, {PARTS: 7, IN_FIELD + "thinking part": 7, WITH_REASONING: 7})
+    assert [name for name, status in fired(in_part).items() if status == "problem"] == ["content-parts"]
+    assert in_part["reasoning-field"].found.startswith("content-parts stands for it")
+    assert in_part["content-parts"].fix.endswith("hand its thinking over as inline, reasoning_content, reasoning, thinking")
+    unread = read_template(renderer, PRINTING.replace(FIELDS, "message.thinking"), THINK)
+    other = {PARTS: 7, IN_FIELD + "thinking part": 7, IN_FIELD + "reasoning": 3, WITH_REASONING: 9}
+    assert "; 3 records have it in reasoning" in checks(unread, other)["reasoning-field"].found
+
+
 def test_a_moved_reasoning_is_lost(renderer: Renderer) -> None:
     source = (
         "{% for m in messages %}[{{ m.role }}]{{ (m.content.split('</think>') | reverse | join('</think>')) }}{% endfor %}"
@@ -169,15 +221,37 @@ def test_a_conversation_that_is_refused_tells_nothing_else(before: str, renderer
     assert all(why in found[name].found for name, why in unknown.items())
 
 
-def test_a_conversation_that_never_ends_is_told_once() -> None:
+def test_a_conversation_that_never_ends_is_told_once(tmp_path: Path) -> None:
     loop = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
     before = f"{{% if messages | length > 3 %}}{loop}{{% endif %}}"
     with Renderer(limit_s=1.5) as slow:
-        found = checks(read_template(slow, before + CLEAN_TEMPLATE, THINK), {EARLIER_REASONING: 7, INLINE: 7})
+        readings = read_template(slow, before + CLEAN_TEMPLATE, THINK)
+        with pytest.raises(UnsupportedError, match=r"because it took more than 1\.5 s of CPU time on two questions"):
+            fix_template(slow, readings, tmp_path / "mended.jinja")
+        found = checks(readings, {EARLIER_REASONING: 7, INLINE: 7})
     assert fired(found) == {"template-renders": "note"}
-    assert found["template-renders"].found.startswith("took more than 1.5 s on the conversation 'earlier/plain'")
+    late = "took more than 1.5 s of CPU time on two questions and two answers; "
+    assert found["template-renders"].found.startswith(late)
     unknown = {"earlier-reasoning", "history", "tool-turn", "literal-marker", "prefill", "content-none", "content-parts"}
     assert unknown <= {name for name, check in found.items() if check.status == "could not tell"}
+
+
+def test_a_conversation_that_never_ends_is_told_in_words() -> None:
+    loop = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
+    before = f"{{% for m in messages %}}{{% if m.tool_calls %}}{loop}{{% endif %}}{{% endfor %}}"
+    with Renderer(limit_s=1.5) as slow:
+        found = checks(read_template(slow, before + CLEAN_TEMPLATE, THINK))["template-renders"]
+    late = r"took more than 1\.5 s of CPU time on a conversation with a tool call; \d+ of 154 conversations are not rendered"
+    assert re.fullmatch(late, found.found)
+
+
+def test_every_probe_has_words() -> None:
+    told = {name: described(name) for name in probes(THINK, {})}
+    assert not [name for name, words in told.items() if "/" in words or "None" in words]
+    assert told["prompt/enable_thinking=False"] == "a question, with enable_thinking=False"
+    assert told["final/content/by default"] == "a question and an answer, reasoning given as inline"
+    assert told["history/thinking"] == "a second question, reasoning given as thinking"
+    assert len(set(told.values())) > 90  # how a tool's arguments came, and little else, is not told
 
 
 def test_reasoning_behind_the_tool_call_is_moved(renderer: Renderer) -> None:

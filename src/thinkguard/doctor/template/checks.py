@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import Final
 
 from thinkguard.doctor.catalogue import entries
@@ -13,15 +12,14 @@ from thinkguard.doctor.records.record import (
     WITH_REASONING,
     WITHOUT_REASONING,
 )
-from thinkguard.doctor.records.trainers import trainer_of
 from thinkguard.doctor.template.differs import differs_checks as differs_checks
 from thinkguard.doctor.template.differs import probe_vector as probe_vector
 from thinkguard.doctor.template.evidence import added, differ, lost, missing, own, raised, shown
 from thinkguard.doctor.template.probes import FIELDS, FORMS, ON, PARTS, answer, inline
-from thinkguard.doctor.template.readings import DEFAULT, Readings, kept, spelled
+from thinkguard.doctor.template.readings import DEFAULT, Readings, kept, printed, spelled
 from thinkguard.doctor.template.situation import Situation
 from thinkguard.doctor.template.turns import turn_checks
-from thinkguard.doctor.template.unread import failures, stopped, unread
+from thinkguard.doctor.template.unread import described, failures, stopped, unread
 
 FIX_TEMPLATE: Final = "Write a template that keeps it: thinkguard doctor PATH --fix-template OUT.jinja, and train with that."
 
@@ -33,11 +31,20 @@ def template_checks(readings: Readings, facts: Counter[str] | None, trainer: str
     makes of a problem with training texts a note.
     """
     situation = Situation(facts, trainer)
+    made = _made(readings, situation)
+    if situation.misspelled:
+        own = _made(readings, situation.respelled())
+        made = [situation.follows(check, other) for check, other in zip(made, own, strict=True)]
+    return tuple(map(situation.for_trainer, made))
+
+
+def _made(readings: Readings, situation: Situation) -> list[Check]:
+    """Make the checks, in the catalogue's order."""
     names = [name for name, entry in entries().items() if entry.part == "template" and name != "template-differs"]
     first = _renders(readings)
     if not readings.works:
         why = "no chat template" if not readings.source else "template-renders stands for it"
-        return first, *(Check(name, "skipped", why) for name in names if name != first.name)
+        return [first, *(Check(name, "skipped", why) for name in names if name != first.name)]
     final = unread(readings, _final(readings, situation))
     made = [first, final]
     if final.fired and not readings.fields_kept:
@@ -49,21 +56,13 @@ def template_checks(readings: Readings, facts: Counter[str] | None, trainer: str
     made = [unread(readings, check) for check in made]
     made += turn_checks(readings, situation, {check.name for check in made if check.fired})
     made = [unread(readings, check) for check in made]
-    by_name = {check.name: _for_trainer(check, situation) for check in reversed(made)}
-    return tuple(by_name[name] for name in names)
+    by_name = {check.name: check for check in reversed(made)}
+    return [by_name[name] for name in names]
 
 
 _FOLLOWS: Final = frozenset(
     {"earlier-reasoning", "reasoning-field", "block-doubled", "prompt-prefix", "tool-turn", "literal-marker", "history"}
 )
-
-
-def _for_trainer(check: Check, situation: Situation) -> Check:
-    if check.status != "problem" or situation.renders or check.name == "template-renders" or not situation.trainer:
-        return check
-    title = trainer_of(situation.trainer).title
-    other = f"{title} writes training texts with templates of its own, not with this one; it counts where this one is used"
-    return replace(check, status="note", found=f"{check.found}. {other}")
 
 
 def _renders(readings: Readings) -> Check:
@@ -77,7 +76,7 @@ def _renders(readings: Readings) -> Check:
         bad = sum(1 for made in readings.renders.values() if made.text is None)
         if why := stopped(readings):
             name, _, error = why.partition(": ")
-            found = f"{error} on the conversation {name!r}; {bad} of {len(readings.renders)} are not rendered"
+            found = f"{error} on {described(name)}; {bad} of {len(readings.renders)} conversations are not rendered"
             return Check("template-renders", "note", found, evidence=(shown(error),))
         if failed := failures(readings):
             found = f"an ordinary conversation renders, but raises on {', on '.join(failed)}"
@@ -87,7 +86,7 @@ def _renders(readings: Readings) -> Check:
     names = ("final/plain/by default", "prompt/by default")
     errors = tuple(dict.fromkeys(error for name in names if (error := readings.error(name))))
     found = f"a question and an answer do not render: {errors[0]}" if errors else "question or answer do not come out"
-    seen = tuple(map(raised, errors)) or tuple(shown(readings.text(name)) for name in names)
+    seen = tuple(map(shown if stopped(readings) else raised, errors)) or tuple(shown(readings.text(name)) for name in names)
     return Check("template-renders", "problem", found, "an ordinary conversation renders", evidence=seen)
 
 
@@ -111,7 +110,9 @@ def _final(readings: Readings, situation: Situation) -> Check:
     if fields:
         met = situation.uses("content")
         found = f"{what} ({met} records), kept: {spelled(fields)}" if met else f"{what}; kept: {spelled(fields)}"
-        fix = f"Hand reasoning over as {spelled(sorted(fields)[:1])}. Or {FIX_TEMPLATE[0].lower()}{FIX_TEMPLATE[1:]}"
+        fix = f"Hand reasoning over as {spelled(sorted(fields)[:1])}"
+        if form.channel is None:  # a turn of several messages cannot be mended
+            fix += f". Or {FIX_TEMPLATE[0].lower()}{FIX_TEMPLATE[1:]}"
         return Check("final-reasoning", "problem" if met else "note", found, wanted, fix, seen)
     if situation.facts is not None and not situation.count(WITH_REASONING):
         return Check("final-reasoning", "note", f"{what}, in every field; the data hold none", wanted, FIX_TEMPLATE, seen)
@@ -142,6 +143,10 @@ def _field(readings: Readings, situation: Situation) -> Check:
     name, read = "reasoning-field", readings.fields_kept & {*FIELDS, *PARTS}
     used = {form: met for form in (*FIELDS, PARTS[0]) if (met := situation.uses(form))}
     unread = [form for form in used if form not in read and not (form == PARTS[0] and PARTS[1] in read)]
+    as_list = (f"final/{PARTS[0]}/{DEFAULT}", "parts")
+    listed = PARTS[0] in unread and all(printed(readings.text(probe)) for probe in as_list)
+    if listed:
+        unread.remove(PARTS[0])
     bare = sorted(readings.fields_bare & {*FIELDS, *PARTS})
     others = readings.fields_kept - {*FIELDS}
     told = f"reads {spelled(read)}" if read & {*FIELDS} else f"reads no message field with reasoning, only {spelled(others)}"
@@ -151,6 +156,8 @@ def _field(readings: Readings, situation: Situation) -> Check:
         fix = f"Rename the field to {sorted(read & {*FIELDS})[0]}" if read & {*FIELDS} else ""
         seen = _without(readings, unread[0], f"final/{unread[0]}/{DEFAULT}")
         return Check(name, "problem", found, "the field that the data use", fix, (seen,))
+    if listed:
+        return Check(name, "skipped", "content-parts stands for it: a list with a thinking part is printed as it stands")
     if bare:
         told += f"; out of {spelled(bare)} it comes without markers"
     if not read & {*FIELDS} and situation.facts is None:

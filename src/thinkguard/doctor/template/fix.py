@@ -9,8 +9,9 @@ from pathlib import Path
 from thinkguard.doctor.template.evidence import own
 from thinkguard.doctor.template.mended import Scope, Strategy, written
 from thinkguard.doctor.template.probes import FIELDS, answer, label, probes, thought
-from thinkguard.doctor.template.readings import DEFAULT, Readings, kept, read_template, shape, spelled
+from thinkguard.doctor.template.readings import DEFAULT, Readings, kept, printed, read_template, shape, spelled
 from thinkguard.doctor.template.sandbox import Job, Renderer
+from thinkguard.doctor.template.unread import described, stopped
 from thinkguard.errors import InputError, UnsupportedError
 from thinkguard.fit import any_of
 from thinkguard.template import SWITCHES
@@ -31,6 +32,9 @@ def fix_template(renderer: Renderer, readings: Readings, out: Path) -> list[str]
     if not readings.works:
         why = readings.errors[0] if readings.errors else "a question and an answer do not come out"
         raise UnsupportedError(f"this chat template cannot be mended, because it does not render: {why}")
+    stuck, _, error = stopped(readings).partition(": ")
+    if stuck.startswith(("final", "both", "earlier")):  # what is to be mended; no other body would get through it
+        raise UnsupportedError(f"this chat template cannot be mended, because it {error} on {described(stuck)}")
     if not _lacking(readings):
         raise InputError("nothing to mend: this chat template keeps the reasoning of every turn, inline and in every field")
     if readings.format.channel is not None:
@@ -123,7 +127,7 @@ def _worse(before: Readings, after: Readings) -> str | None:
             return f"{name} raises {now.error}"
         if "/plain" in name and made.text != now.text and not name.startswith("literal"):
             return f"{name} is written differently"
-        if _printed(made.text):
+        if printed(made.text):
             continue
         if name.startswith("call") and made.text != now.text and not name.startswith("call/none"):
             return f"{name} is written differently"
@@ -141,11 +145,6 @@ def _worse(before: Readings, after: Readings) -> str | None:
         if held and not closed and not after.prefix.get(key):
             return f"the prompt no longer begins the training text ({key})"
     return None
-
-
-def _printed(text: str) -> bool:
-    """Whether a list of parts was printed as it stands: nothing that a template means to write."""
-    return re.search(r"""['"]type['"]\s*:\s*['"]t""", text) is not None
 
 
 def _learned(text: str, spans: tuple[tuple[int, int], ...]) -> bool:

@@ -29,6 +29,8 @@ from thinkguard.template import SWITCHES
 PromptState = Literal["open", "closed", "none"]
 DEFAULT: Final = "by default"
 _PLAIN: Final = "think"
+_LIST: Final = re.compile(r"""['"]type['"]\s*:\s*['"]t(?:ext|hinking)['"]""")
+"""A list of parts as Python or JSON prints it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +112,23 @@ class Readings:
     @property
     def fields_kept(self) -> frozenset[str]:
         """The forms (`probes.FORMS`) in which the final turn's reasoning comes out in the family's markers."""
-        return frozenset(form for form in FORMS if kept(self.shape(f"final/{form}/{DEFAULT}")))
+        return frozenset(form for form, shown in self._finals.items() if kept(shown))
 
     @property
     def fields_bare(self) -> frozenset[str]:
         """The forms in which the final turn's reasoning comes out, but not in the family's markers."""
-        shapes = {form: self.shape(f"final/{form}/{DEFAULT}") for form in FORMS}
-        return frozenset(form for form, shown in shapes.items() if "R" in shown and not kept(shown))
+        return frozenset(form for form, shown in self._finals.items() if "R" in shown and not kept(shown))
+
+    @property
+    def _finals(self) -> dict[str, str]:
+        probes = {form: f"final/{form}/{DEFAULT}" for form in FORMS}
+        return {form: self.shape(probe) for form, probe in probes.items() if not printed(self.text(probe))}
 
     @property
     def earlier_kept(self) -> frozenset[str]:
         """The forms in which the reasoning of a turn with another behind it comes out in the family's markers."""
-        return frozenset(form for form in FORMS if kept(self.shape(f"earlier/{form}")))
+        probes = {form: f"earlier/{form}" for form in FORMS}
+        return frozenset(form for form, probe in probes.items() if kept(self.shape(probe)) and not printed(self.text(probe)))
 
     @property
     def history_switches(self) -> tuple[str, ...]:
@@ -141,6 +148,11 @@ class Readings:
     def called(self, probe: str) -> str:
         """The name of a probe with a tool call: its arguments as a dictionary, or as text where only that renders."""
         return next((name for name in (f"{probe}/dict", f"{probe}/text") if self.text(name)), f"{probe}/dict")
+
+
+def printed(text: str) -> bool:
+    """Whether a list of parts was written as the list that it is, which no template means to do."""
+    return _LIST.search(text) is not None
 
 
 def kept(shown: str) -> bool:

@@ -1,12 +1,17 @@
-"""Templates are foreign code: they render in a process of their own, with a limit on time, memory and output."""
+"""Templates are foreign code: they render in a process of their own, with a limit on time, memory and output.
+
+Time is CPU time of that process: what a busy machine makes slow is not taken for endless.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,11 +19,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from thinkguard.template import Renders
+from thinkguard.template import USER, Renders
 
 _RUN: Final = "import sys; sys.path[:] = sys.argv[1:]; from thinkguard.doctor.template.sandbox_child import main; main()"
 _MAX_DEATHS: Final = 3
 _START_S: Final = 60
+_PATIENCE: Final = 20 if hasattr(signal, "setitimer") else 1
+"""How many times its CPU time a call may last; 1 where a child has no timer for that, and the wall clock is all there is."""
+_OUT_OF_TIME: Final = {-getattr(signal, name) for name in ("SIGPROF", "SIGXCPU") if hasattr(signal, name)}
+"""The exit statuses of a child that has used up its CPU time."""
+_TRIES: Final = 2  # calls in which a template may use up its time
+_SHARE: Final = 8  # what it has of that in each further call: one part in so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +58,16 @@ class Rendered:
 class Renderer:
     """Renders templates in one child process, started when first needed and replaced when it is stuck or dead.
 
-    A context manager; not for several threads at once. `limit_s` is for one call of `render` or `renders`.
+    A context manager; not for several threads at once. `limit_s` is the CPU time of one call of `render` or `renders`. A
+    template that used it up twice has an eighth of it from then on; one that `renders` saw do so on a single question is not
+    tried again.
     """
 
     def __init__(self, limit_s: float = 5.0) -> None:
         self.limit_s = limit_s
         self._child: subprocess.Popen[bytes] | None = None
+        self._ended: Counter[str] = Counter()  # how many calls a template has used up its time in
+        self._endless: dict[str, str] = {}  # the error of a template that does not get through one question
 
     def __enter__(self) -> Renderer:
         return self
@@ -78,6 +93,8 @@ class Renderer:
 
     def render(self, source: str, jobs: Sequence[Job]) -> list[Rendered]:
         """Render every job. Those that did not get done have an error that says why; none is left out."""
+        if source in self._endless:
+            return [Rendered(None, self._endless[source])] * len(jobs)
         done: list[Rendered] = []
         for _ in range(_MAX_DEATHS):
             left = [job.context() for job in jobs[len(done) :]]
@@ -98,6 +115,10 @@ class Renderer:
     def renders(self, source: str, bos: str = "", eos: str = "") -> Renders:
         """What `thinkguard.template.render` gives, made in the child."""
         tokens = {"bos_token": bos, "eos_token": eos}
+        (asked,) = self.render(source, [Job([{"role": "user", "content": USER}], True, tokens)])
+        if asked.error.startswith("took"):
+            self._endless[source] = asked.error
+            return Renders(source, errors=(asked.error,))
         (answer,) = self._ask({"kind": "renders", "source": source, "tokens": tokens}, 1)
         if isinstance(answer, str):
             return Renders(source, errors=(answer,))
@@ -109,17 +130,22 @@ class Renderer:
         if isinstance(child, str):
             yield child
             return
-        with _Clock(child, self.limit_s) as clock:
+        source = request["source"]
+        limit_s = self.limit_s / (1 if self._ended[source] < _TRIES else _SHARE)
+        with _Clock(child, limit_s * _PATIENCE) as clock:
             assert child.stdin is not None
             with suppress(BrokenPipeError):  # it died: the answer that is missing says so
-                child.stdin.write(json.dumps({**request, "limit_s": self.limit_s}, default=str).encode() + b"\n")
+                child.stdin.write(json.dumps({**request, "limit_s": limit_s}, default=str).encode() + b"\n")
                 child.stdin.flush()
             for _ in range(num):
                 line = _line(child)
                 if not line:
                     status = child.wait()
                     self.close()
-                    yield f"took more than {self.limit_s:g} s" if clock.late else _death(status)
+                    late = clock.late or status in _OUT_OF_TIME
+                    self._ended[source] += late
+                    limit = f"{self.limit_s * _PATIENCE:g} s" if clock.late else f"{self.limit_s:g} s of CPU time"
+                    yield f"took more than {limit}" if late else _death(status)
                     return
                 yield json.loads(line)
 
@@ -148,7 +174,7 @@ class Renderer:
 
 
 class _Clock:
-    """Ends a child process that is not done in time."""
+    """Ends a child process that is not done in time, by the clock on the wall."""
 
     def __init__(self, child: subprocess.Popen[bytes], limit_s: float) -> None:
         self.late = False

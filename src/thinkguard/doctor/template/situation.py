@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
+from thinkguard.doctor.check import Check
 from thinkguard.doctor.records.record import IN_FIELD, INLINE
 from thinkguard.doctor.records.record import PARTS as CONTENT_AS_PARTS
 from thinkguard.doctor.records.trainers import trainer_of
 from thinkguard.doctor.template.probes import PARTS
+
+MISSPELLED: Final = f"{INLINE}, see "  # + the check of the data that says how: not in the family's own markers
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +27,29 @@ class Situation:
         return sum(self.facts[fact] for fact in facts) if self.facts is not None else 0
 
     def uses(self, form: str) -> int:
-        """How many records hand reasoning over in a form."""
+        """How many records hand reasoning over in a form; inline, in the family's own markers."""
         if form == "content":
             return self.count(INLINE)
         if form == "text part":
             return min(self.count(CONTENT_AS_PARTS), self.count(INLINE))
         return self.count(IN_FIELD + ("thinking part" if form in PARTS else form))
+
+    @property
+    def misspelled(self) -> dict[str, int]:
+        """How many records have inline reasoning in other markers than the family's, by the check that says so."""
+        facts = Counter(self.facts)
+        return {fact.removeprefix(MISSPELLED): num for fact, num in facts.items() if fact.startswith(MISSPELLED) and num}
+
+    def respelled(self) -> Situation:
+        """What the situation would be if those records were written in the family's own markers."""
+        return replace(self, facts=Counter(self.facts) + Counter({INLINE: sum(self.misspelled.values())}))
+
+    def follows(self, check: Check, respelled: Check) -> Check:
+        """Give the check back, or one that names whose problem it is, if it is one in the family's own markers alone."""
+        if check.status != "note" or respelled.status != "problem":
+            return check
+        stands = f"{' and '.join(self.misspelled)} stands for it: the data do not write the family's own markers"
+        return replace(check, status="skipped", found=f"{stands}; with those, {check.found}", wanted="", evidence=())
 
     @property
     def renders(self) -> bool:
@@ -39,3 +60,11 @@ class Situation:
     def learns_earlier_turns(self) -> bool:
         """Whether the loss is on earlier turns as well, as it is by default where no trainer is named."""
         return self.trainer is None or trainer_of(self.trainer).loss not in ("last", "completion")
+
+    def for_trainer(self, check: Check) -> Check:
+        """Give the check back, or a note of it, if a problem with training texts is none for the trainer."""
+        if check.status != "problem" or self.renders or check.name == "template-renders" or not self.trainer:
+            return check
+        title = trainer_of(self.trainer).title
+        other = f"{title} writes training texts with templates of its own, not with this one"
+        return replace(check, status="note", found=f"{check.found}. {other}; it counts where this one is used")

@@ -22,11 +22,12 @@ from thinkguard.doctor.template.probes import (
     thought,
     turn,
 )
-from thinkguard.doctor.template.readings import DEFAULT, Readings, kept, spelled
+from thinkguard.doctor.template.readings import DEFAULT, Readings, kept, printed, spelled
 from thinkguard.doctor.template.situation import Situation
 from thinkguard.doctor.template.unread import no_result_renders
 
 _COMMON_SWITCH: Final = "enable_thinking"
+_JOIN: Final = "Join the text parts of each message to one string"
 
 
 def turn_checks(readings: Readings, situation: Situation, fired: Collection[str]) -> list[Check]:
@@ -114,16 +115,17 @@ def _parts(readings: Readings, situation: Situation) -> Check:
             bad[f"{who} content as parts raises an error"] = raised(error)
         elif word not in text:
             bad[f"{who} content as parts is lost"] = shown(text[-160:])
-        elif re.search(r"""['"]type['"]\s*:\s*['"]text['"]""", text):
+        elif printed(text):
             bad[f"{who} content as parts is printed as a list"] = shown(own(text))
-    inline = "content" in readings.fields_kept and "text part" not in readings.fields_kept
-    if not bad and inline:
+    if not bad and "content" in readings.fields_kept and "text part" not in readings.fields_kept:
         bad["reasoning inline in a text part is lost"] = shown(own(readings.text(f"final/text part/{DEFAULT}")))
     if not bad:
         return Check(name, "ok", "content as a list of parts renders like a string")
     told, seen = "; ".join(bad), tuple(dict.fromkeys(bad.values()))
     if met := situation.count(PARTS):
-        return Check(name, "problem", f"{told}: {met} records", "the text of the parts", "", seen)
+        beside = spelled(readings.fields_kept & {"content", *FIELDS}) or "inline"
+        fix = f"{_JOIN}, and hand its thinking over as {beside}" if situation.uses("thinking part") else ""
+        return Check(name, "problem", f"{told}: {met} records", "the text of the parts", fix, seen)
     return Check(name, "note", told, evidence=seen)
 
 

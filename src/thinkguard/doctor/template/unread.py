@@ -7,7 +7,7 @@ from typing import Final
 
 from thinkguard.doctor.check import Check
 from thinkguard.doctor.template.probes import FORMS
-from thinkguard.doctor.template.readings import Readings
+from thinkguard.doctor.template.readings import Readings, spelled
 
 _STOPPED: Final = ("took ", "ended the process")
 """How the error of a render begins that was stopped from outside; what comes behind it is not rendered either."""
@@ -33,6 +33,35 @@ _PLAIN: Final = {"earlier-reasoning": "earlier/plain", "history": "history/plain
 """By check, the probe without reasoning that renders if anything of the kind does."""
 
 
+_SAID: Final = {
+    "prompt/": "a question",
+    "final/": "a question and an answer",
+    "both/": "an answer with its reasoning inline and once more",
+    "earlier/": "two questions and two answers",
+    "history/": "a second question",
+    "half-open": "an answer whose reasoning has no end",
+    "prefill": "an answer that is to be continued",
+    "user parts": "a question that is a list of parts",
+    "parts": "an answer that is a list of parts",
+    "call/none": "a tool call beside content that is null",
+    "call/absent": "a tool call beside no content",
+    "call/": "a conversation with a tool call",
+    "tool/": "a tool call that ends the conversation",
+    "tool loop/": "a tool call and what is said to the tool's answer",
+    "literal/start": "a start marker that is only quoted",
+    "literal/end": "an end marker that is only quoted",
+}
+"""What is said in a conversation, by how the name of its probe begins."""
+
+
+def described(probe: str) -> str:
+    """Say in words what a probe renders."""
+    told = next(said for begin, said in _SAID.items() if probe.startswith(begin))
+    rest = probe.split("/")[1:]
+    form, switch = spelled(rest), next((part for part in rest if "=" in part), "")
+    return told + (f", reasoning given as {form}" if form else "") + (f", with {switch}" if switch else "")
+
+
 def stopped(readings: Readings) -> str:
     """Name the first probe whose render was stopped from outside, and why; "" if none was."""
     probes = ((name, readings.error(name)) for name in readings.renders)
@@ -48,8 +77,8 @@ def no_result_renders(readings: Readings) -> str:
 def failures(readings: Readings) -> dict[str, str]:
     """The ordinary conversations of more than one turn that raise, in words, and what they raise."""
     found = {
-        "two questions and two answers": readings.error("earlier/plain"),
-        "a second question": readings.error("history/plain"),
+        described("earlier/plain"): readings.error("earlier/plain"),
+        described("history/plain"): readings.error("history/plain"),
         "a tool's answer": no_result_renders(readings),
     }
     return {what: error for what, error in found.items() if error and not error.startswith(_STOPPED)}
