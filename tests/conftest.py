@@ -27,15 +27,24 @@ if os.environ.get("CI"):
     if missing:
         raise RuntimeError(f"CI must not skip tests, but {', '.join(missing)} cannot be imported: run `make vllm`")
 
-ENGINES = {"test_served", "test_vllm_engine_v1", "test_vllm_engine_v2", "test_vllm_parallel"}
+# Tests of one group run in one process: engines and servers are shared, and a vocabulary is read by one process alone.
+GROUPS = {
+    "test_served": "served", "test_vllm_engine_v2": "engine v2", "test_vllm_engine_v1": "engine v1",
+    "test_vllm_parallel": "engine v1",  # long, and a group of one would come last
+}  # fmt: skip
+VOCABULARIES = ("pair", "bench")  # fixtures that read one
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the marks at the same point
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share an engine or a server in one process."""
     for item in items:
-        if item.path.stem in ENGINES:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        group = GROUPS.get(item.path.stem)
+        params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        for fixture in VOCABULARIES:
+            if fixture in params:
+                group = f"{item.path.stem} {params[fixture]}"
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def _refuse_skip(report: pytest.CollectReport | pytest.TestReport) -> None:

@@ -450,7 +450,7 @@ if __name__ == "__main__":
 
 
 def test_an_interrupt_ends_every_process(tmp_path: Path) -> None:
-    psutil = pytest.importorskip("psutil")
+    psutil = pytest.importorskip("psutil", reason="which processes are left is psutil's to say")
     paths = [jsonl(tmp_path / f"{n}.jsonl", [{**chat("Q?", "A"), "sleep": True}]) for n in range(3)]
     script = tmp_path / "sleeper.py"
     script.write_text(SLEEPER)
@@ -481,7 +481,7 @@ print("summary:" + json.dumps(summary.as_dict()))
 
 
 def test_ray_data_gives_the_same_summary(files: list[Path]) -> None:
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason="--engine ray needs ray, which is not installed")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     environment.pop("RAY_ADDRESS", None)
     done = subprocess.run(

@@ -249,8 +249,8 @@ def test_what_cannot_be_followed_is_said(tmp_path):
 
 def test_labels_are_those_that_trl_makes(tmp_path):
     """The same ids and the same loss as `SFTTrainer` prepares, in its three ways."""
-    pytest.importorskip("trl", reason="trl is not installed")
-    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("trl", reason="the labels are compared with those of TRL, which is not installed")
+    transformers = pytest.importorskip("transformers", reason="TRL prepares its data with transformers")
     from trl.trainer.sft_trainer import common_prefix_length
 
     folder = checkpoint(tmp_path)

@@ -20,8 +20,8 @@ from thinkguard.doctor.files import json_text
 from thinkguard.doctor.files.sources import Raw, files_of, raw_records
 from thinkguard.errors import InputError
 
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
+pa = pytest.importorskip("pyarrow", reason="Parquet and Arrow are read by pyarrow")
+pq = pytest.importorskip("pyarrow.parquet", reason="Parquet and Arrow are read by pyarrow")
 
 QUIET = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 
@@ -194,7 +194,7 @@ def test_a_broken_line_is_reported_and_the_rest_goes_on(
     if loads == "json":
         monkeypatch.setattr(json_text, "loads", json_text.strict_loads)
     else:
-        pytest.importorskip("orjson")
+        pytest.importorskip("orjson", reason="the faster of two parsers")
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": 0}\n' + line + b'\n{"a": "\\ud83d\\ude00"}\n')
     first, broken, last = read(path)

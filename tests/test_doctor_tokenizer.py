@@ -28,7 +28,7 @@ from thinkguard.doctor.tokenizer.weights import weight_checks
 from thinkguard.errors import FormatError, InputError, UnsupportedError
 from thinkguard.vocab import Vocabulary
 
-pytest.importorskip("transformers")
+pytest.importorskip("transformers", reason="the tokenizers are loaded by it")
 
 
 @pytest.fixture(scope="module")

@@ -402,8 +402,13 @@ def test_many_requests_at_once_each_under_its_own_policy(client, program):
 
 
 def test_the_doctor_finds_nothing_wrong(url, capsys):
-    assert cli.main(["doctor", "--url", f"{url}/v1", "--model", MODEL, "--json"]) == 0
-    statuses = {check["name"]: check["status"] for check in json.loads(capsys.readouterr().out)["checks"]}
+    status = cli.main(["doctor", "--url", f"{url}/v1", "--model", MODEL, "--json"])
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    statuses = {name: check["status"] for name, check in checks.items()}
+    if status == 1:  # a busy server sends several tokens as one piece, and vLLM 0.32's parser then leaves the start in it
+        whole, streamed = checks["stream"]["evidence"]
+        assert streamed.removeprefix("streamed ") == whole.removeprefix("whole ").replace("'", "'<think>", 1)
+        assert statuses.pop("stream") == "problem"
     assert statuses.pop("little-room") == "could not tell", "the default's cap leaves room enough"
     assert statuses.pop("marker-in-prompt") == "note", "vLLM 0.32's deepseek_r1 parser reads all of a prompt when it streams"
     assert set(statuses.values()) == {"ok"}
