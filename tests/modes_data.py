@@ -75,6 +75,7 @@ CASES = [
     Case("F5", "no-reasoning", _every(_without_block)),
     Case("F5", "empty-reasoning", _one_of(chat("Q?", "<think>\n\n</think>\n\nA."), chat("Q?", BLOCK))),
     Case("", "no-answer", _one_of(chat("Q?", BLOCK.removesuffix("A.")), chat("Q?", BLOCK))),
+    Case("", "leading-text", _one_of(chat("Q?", "Sure! " + BLOCK), chat("Q?", BLOCK))),
     Case("F6", "content-type", _one_of(chat("Q?", None), chat("Q?", BLOCK))),
     Case("F7", "tool-turn-data", _one_of(_tool_turn(True), _tool_turn(False), trainer="llamafactory")),
     Case("F8", "literal-in-data", _one_of(chat("Q?", BLOCK + " It ends at `</think>`."), chat("Q?", BLOCK))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -163,6 +164,38 @@ def test_no_answer_is_asked_of_a_pair_or_of_a_turn_that_goes_on() -> None:
     assert judge(Record(turns), MARKERS) == []
 
 
+@pytest.mark.parametrize(
+    ("content", "format", "hit"),
+    [
+        ("Sure! <think>\nR\n</think>\n\nA", None, "⟦Sure! ⟧<think>\\nR\\n</think>\\n\\nA"),
+        ("\n" + "x" * 90 + "<think>\nR\n</think>\n\nA", None, "\\n⟦" + "x" * 50 + "⟧" + "x" * 40 + "<think>\\nR\\n…"),
+        ("Sure! <think>\n\n</think>\n\nA", None, "⟦Sure! ⟧<think>\\n\\n</think>\\n\\nA"),
+        (" \n<think>\nR\n</think>\n\nA", None, None),
+        ("<think>\nR\n</think>\n\nSure! A", None, None),
+        ("Sure! <think>\nR", None, None),  # half-open stands for it
+        ("<|start|>assistant<|channel|>analysis<|message|>R<|end|>A", "gpt_oss_harmony", None),
+        ("Sure!<|channel|>analysis<|message|>R<|end|>", "gpt_oss_harmony", "⟦Sure!⟧<|channel|>analysis<|message|>R<|end|>"),
+    ],
+)
+def test_text_before_the_block(content: str, format: str | None, hit: str | None) -> None:
+    markers = Markers.of(None if format is None else ThinkFormat.from_name(format))
+    found = [(one.kind, one.shown) for one in judge(record(content), markers) if one.check == "leading-text"]
+    assert found == ([] if hit is None else [("text before the block", hit)])
+
+
+def test_text_before_the_block_is_left_to_pairs_and_calls() -> None:
+    speaks = "Let me look. <think>\nR\n</think>\n\nA"
+    assert named(speaks) == ["leading-text"]
+    assert named(speaks, calls=1) == []
+    pair = record(speaks)
+    pair.raw = {"prompt": "Q?", "chosen": speaks, "rejected": "A"}
+    assert judge(pair, MARKERS) == []
+    turns = record(speaks).turns
+    assert judge(Record([*turns, Turn("tool", "3"), Turn("assistant", "<think>\nR\n</think>\n\nA")]), MARKERS) == []
+    assert [hit.check for hit in judge(Record([*turns, *record("A").turns]), MARKERS)] == ["leading-text"]
+    assert judge(Record(turns[1:]), MARKERS) == []  # a text that was not parted into turns: what leads may be its question
+
+
 def test_markers_in_other_roles() -> None:
     hits = judge(record("<think>\nR\n</think>\n\nA", user="What is <think>?"), MARKERS)
     assert hits == [Hit("literal-in-data", "in a user turn", "What is ⟦<think>⟧?")]
@@ -257,9 +290,13 @@ hits = st.builds(Hit, st.sampled_from(["nested", "doubled"]), st.sampled_from("x
 adds = st.tuples(st.sampled_from(["f", "g"]), st.integers(1, 30), st.lists(hits, max_size=3), st.integers(0, 10**6))
 
 
+shards = itertools.count()
+
+
 @st.composite
 def summaries(draw: st.DrawFn) -> Summary:
     summary = Summary({"trainer": "trl"})
+    summary.inputs = {f"digest {next(shards)}": "f"}
     for file, line, found, length in draw(st.lists(adds, max_size=8)):
         summary.add(file, kind="training", shape="messages", facts=[facts.INLINE])
         summary.add_hits(file, line, found)
@@ -287,6 +324,7 @@ def test_summaries_add_up_in_any_order(a: Summary, b: Summary, c: Summary) -> No
     assert merged(a, b) == merged(b, a)
     assert merged(merged(a, b), c) == merged(a, merged(b, c)) == merged(copied(c), copied(a), copied(b))
     assert merged(a, b, c).records == a.records + b.records + c.records
+    assert merged(a, b, c).inputs == a.inputs | b.inputs | c.inputs
     assert all(len(examples) <= MAX_EXAMPLES for examples in merged(a, b, c).examples.values())
 
 
@@ -300,6 +338,24 @@ def test_summaries_of_other_audits_are_refused() -> None:
         Summary.from_dict({})
     with pytest.raises(InputError, match="KeyError: 'settings'"):
         Summary.from_dict({"version": 1})
+
+
+def test_a_shard_counts_once(tmp_path: Path) -> None:
+    for folder in ("one", "two", "copy"):
+        (tmp_path / folder).mkdir()
+        jsonl(tmp_path / folder / "part.jsonl", good_records(3 if folder == "two" else 2))
+    one, two, copy = (audit([tmp_path / folder / "part.jsonl"], AuditOptions()) for folder in ("one", "two", "copy"))
+    whole = merged(copied(one), copied(two))
+    assert whole.records == 5
+    for twice in (one, copy):
+        with pytest.raises(InputError, match=r"part\.jsonl would be counted twice, .*: give each shard once"):
+            whole.merge(copied(twice))
+    assert whole == merged(two, one)  # what was refused has changed nothing
+    (tmp_path / "part.jsonl").touch()
+    assert audit([tmp_path / "part.jsonl"], AuditOptions()).inputs == {}  # an empty part adds nothing, however often
+    old = one.as_dict()
+    del old["inputs"]  # as it was saved before there were digests
+    assert merged(Summary.from_dict(old), Summary.from_dict(old)).records == 4
 
 
 @given(st.integers(0, 2**40))
@@ -382,6 +438,61 @@ def test_an_audit_in_one_process_and_in_two(files: list[Path]) -> None:
     assert list(plot.x) == sorted(plot.x)
 
 
+def found_by_file_check(*paths: Path, trainer: str | None = None) -> str:
+    options = AuditOptions(num_processes=1, trainer=trainer, format=ThinkFormat.from_name("think"))
+    (check,) = [check for check in data_checks(audit(paths, options), options) if check.name == "file"]
+    assert check.status == "problem"
+    return check.found
+
+
+def test_what_cannot_be_read_is_counted_as_what_it_is(tmp_path: Path) -> None:
+    two = json.dumps(good_records(2)).encode()
+    broken = {
+        "marked.jsonl": (b"\xef\xbb\xbf" + two[1:-1].replace(b"]}, {", b"]}\n{"), "1 file begins with a byte order mark"),
+        "table.csv": (b"a,b\n1,2\n", "1 file cannot be read"),
+        "cut.json": (two[:-40], "1 part of a file cannot be read"),
+        "line.jsonl": (two[1:-1].replace(b"]}, {", b"]}\n{") + b"\n{broken\n", "1 record cannot be read"),
+    }
+    for name, (data, told) in broken.items():
+        (tmp_path / name).write_bytes(data)
+        num = {"table.csv": "0 records in 0 files", "cut.json": "1 record in 1 file"}.get(name, "2 records in 1 file")
+        assert found_by_file_check(tmp_path / name) == f"{told}, beside {num}"
+    for name in ("empty.jsonl", "blank.json"):
+        (tmp_path / name).write_bytes(b"\n" * (name == "blank.json"))
+    told = found_by_file_check(*(tmp_path / name for name in (*broken, "empty.jsonl", "blank.json")))
+    assert told == (
+        "1 file begins with a byte order mark, 1 record cannot be read, 3 files cannot be read, "
+        "1 part of a file cannot be read, beside 5 records in 3 files"
+    )
+
+
+def test_good_records_behind_many_broken_ones_count(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "a.jsonl", good_records(3))
+    file.write_text("{broken\n" * 100 + file.read_text(encoding="utf-8"), encoding="utf-8")
+    assert found_by_file_check(file) == "100 records cannot be read, beside 3 records in 1 file"
+
+
+def test_a_file_of_dataset_info_that_is_not_there_is_named(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    jsonl(data / "a.jsonl", good_records(2))
+    entries = {
+        "mine": {"file_name": "a.jsonl", "formatting": "openai", "columns": {"messages": "messages"}},
+        "gone": {"file_name": "b.jsonl"},
+        "hub": {"hf_hub_url": "x/y", "file_name": "c.jsonl"},  # the hub goes first
+    }
+    (data / "dataset_info.json").write_text(json.dumps(entries), encoding="utf-8")
+    for trainer in (None, "llamafactory"):
+        summary = audit([data], AuditOptions(num_processes=1, trainer=trainer))
+        assert [key for key in summary.hits if key[0] == "file"] == [("file", "file missing")]
+        ((file, line, shown),) = summary.examples["file", "file missing"]
+        assert (file, line) == (str(data / "b.jsonl"), 0)
+        assert shown.startswith("'gone' of dataset_info.json names it, but it is not there:")
+    assert found_by_file_check(data) == "1 file of dataset_info.json is missing, beside 2 records in 1 file"
+    for paths, trainer in (([data], "trl"), ([data / "a.jsonl"], None)):  # neither reads, nor asks for, the other file
+        assert not audit(paths, AuditOptions(num_processes=1, trainer=trainer)).records_hit["file"]
+
+
 def test_the_markers_are_found_in_the_data(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "a.jsonl", [chat("Q?", "<seed:think>R</seed:think>\nA")] * 3)
     summary = audit([file], AuditOptions())
@@ -435,7 +546,7 @@ def test_a_process_that_dies_costs_its_own_file_only(files: list[Path]) -> None:
     files[0].write_text(files[0].read_text() + json.dumps({**chat("Q?", "A"), "die": True}) + "\n")
     summary = processes.run(doomed(files), 2, False)
     assert summary.records == 2 * 23
-    assert summary.examples["file", "cannot be read"][0].file == str(files[0])
+    assert summary.examples["file", "part of a file cannot be read"][0].file == str(files[0])
 
 
 SLEEPER = """

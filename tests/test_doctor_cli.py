@@ -86,6 +86,24 @@ def test_shards_are_merged(tmp_path, capsys):
     assert {c["name"]: c["status"] for c in merged["checks"]} == {c["name"]: c["status"] for c in whole["checks"]}
 
 
+def test_a_shard_that_is_given_twice_is_refused(tmp_path, capsys):
+    part, saved = jsonl(tmp_path / "part.jsonl", good_records(3)), tmp_path / "0.json"
+    main(["audit", str(part), "--format", "think", "--json"])
+    saved.write_text(told(capsys)[0], encoding="utf-8")
+    for given in (["--merge", str(saved), str(saved)], [str(part), "--merge", str(saved)]):
+        assert main(["audit", *given, "--format", "think"]) == 2
+        out, err = told(capsys)
+        assert out == ""
+        assert f"--merge {saved}: {part} would be counted twice" in err
+
+
+def test_what_cannot_be_mended_is_refused_before_the_audit(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("thinkguard.doctor.audit.run.audit", lambda *_: pytest.fail("it was audited"))
+    part = jsonl(tmp_path / "part.jsonl", good_records(3))
+    assert main(["audit", str(part), "--fix", str(part)]) == 2
+    assert f"{part} exists, and nothing is overwritten" in told(capsys)[1]
+
+
 def test_what_is_broken_is_named_and_the_rest_goes_on(tmp_path, capsys):
     path = tmp_path / "train.jsonl"
     lines = [json.dumps(record) for record in good_records(4)]

@@ -53,7 +53,6 @@ def only(folder: Path, record: dict[str, Any], options: AuditOptions = ONE, **mo
         ("<th\u200bink>R</think>A", GOOD),
         ("<thinking>R</thinking>A", GOOD),
         ("<|begin_of_thought|>\n\nR\n\n<|end_of_thought|>\n\nA", GOOD),
-        ("Sure. <think>R</think>A", "Sure. " + GOOD),
         ("<think>\n\n</think>\n\nA", "<think>\n\n</think>\n\nA"),
         ("<think></think>A", "<think></think>A"),
         ("<think>R\ud800</think>A", "<think>\nR\ud800\n</think>\n\nA"),
@@ -88,6 +87,7 @@ def test_what_is_safe_is_made_regular(tmp_path: Path, content: str, wanted: str)
         (chat("Q?", None), "content-type: null, and no tool call"),
         (chat("Q?", "<think>R</think>"), "no-answer: nothing behind the reasoning"),
         (chat("Q?", ""), "no-answer: no text at all"),
+        (chat("Q?", "Sure. " + GOOD), "leading-text: text before the block"),
     ],
 )
 def test_what_is_not_safe_is_set_aside(tmp_path: Path, record: dict[str, Any], reason: str) -> None:
@@ -163,6 +163,60 @@ def test_a_summary_says_when_nothing_could_be_kept(tmp_path: Path) -> None:
     assert summary.as_text().startswith("nothing could be kept: each of the 2 records was set aside")
     (tmp_path / "again").mkdir()
     assert "nothing could be kept" not in mended(tmp_path / "again", good_records(2)).as_text()
+
+
+def test_what_is_no_record_is_not_counted_as_one(tmp_path: Path) -> None:
+    (tmp_path / "marked.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(good_records(1)[0]).encode())
+    (tmp_path / "empty.jsonl").touch()
+    summary = mend([tmp_path / "marked.jsonl", tmp_path / "empty.jsonl"], tmp_path / "out.jsonl", ONE)
+    assert lines(tmp_path / "out.jsonl") == good_records(1)
+    assert [(one["file"], one["error"]) for one in lines(tmp_path / "out.rejected.jsonl")] == [
+        (str(tmp_path / "empty.jsonl"), "is empty")
+    ]
+    assert "0 records set aside\n  and 1 where a file, or a part of one, cannot be read" in summary.as_text()
+
+
+def info(folder: Path, **entries: Any) -> None:
+    (folder / "dataset_info.json").write_text(json.dumps(entries), encoding="utf-8")
+
+
+OPENAI = {"formatting": "openai", "columns": {"messages": "messages", "tools": "tools"}}
+TOOLS: dict[str, Any] = {"tools": [{"type": "function"}]}  # without any, LLaMA-Factory's converter switches thinking off
+
+
+def test_the_entry_that_the_output_needs_is_told(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in "ab":
+        jsonl(data / f"{name}.jsonl", [record | TOOLS for record in good_records(2)])
+    info(data, a={"file_name": "a.jsonl", **OPENAI}, b={"file_name": "b.jsonl", **OPENAI})
+    summary = mend([data], data / "mended.jsonl", AuditOptions(num_processes=1, trainer="llamafactory"))
+    assert (summary.unchanged, summary.reasons.total()) == (4, 0)
+    said = f"dataset_info.json needs: {json.dumps({'mended': {'file_name': 'mended.jsonl', **OPENAI}})}"
+    assert summary.as_text().splitlines()[-1] == said
+    (tmp_path / "again").mkdir()
+    assert "dataset_info" not in mended(tmp_path / "again", good_records(2)).as_text()
+
+
+def test_files_of_different_entries_do_not_make_one(tmp_path: Path) -> None:
+    data, alpaca = tmp_path / "data", {"columns": {"prompt": "q", "response": "a"}}
+    data.mkdir()
+    jsonl(data / "a.jsonl", [record | TOOLS for record in good_records(2)])
+    jsonl(data / "b.jsonl", [{"q": "Q?", "a": GOOD}])
+    out, options = tmp_path / "out.jsonl", AuditOptions(num_processes=1, trainer="llamafactory")
+    info(data, mine={"file_name": "a.jsonl", **OPENAI}, other={"file_name": "b.jsonl", **alpaca})
+    with pytest.raises(InputError, match=r"a\.jsonl \('mine'\), .*b\.jsonl \('other'\); mend each of them alone"):
+        mend([data], out, options)
+    assert not out.exists()
+    for name in "ab":
+        assert mend([data / f"{name}.jsonl"], tmp_path / f"{name}.jsonl", options).unchanged
+    jsonl(data / "c.jsonl", good_records(1))
+    with pytest.raises(InputError, match=r"c\.jsonl \(no entry\)"):
+        mend([data / "a.jsonl", data / "c.jsonl"], out, options)
+    trl = AuditOptions(num_processes=1, trainer="trl")  # reads no dataset_info.json
+    jsonl(data / "b.jsonl", [{"prompt": "Q?", "completion": GOOD}])
+    said = "  of several shapes, as its files were: messages, prompt/completion; trainers want one in a file"
+    assert said in mend([data], out, trl).as_text().splitlines()
 
 
 def test_what_cannot_be_read_is_set_aside(tmp_path: Path) -> None:

@@ -404,6 +404,25 @@ def test_the_openai_converter_switches_thinking_off() -> None:
     assert (turn.calls, turn.calls_beside) == (1, True)
 
 
+@pytest.mark.parametrize("columns", [None, columns_from("x", {"formatting": "openai", "columns": {"messages": "messages"}})])
+def test_a_message_of_nothing_but_calls_has_them_counted(columns: Columns | None) -> None:
+    call = {"role": "assistant", "tool_calls": [{"function": {}}, {"function": {}}]}
+    value = {"messages": [ASKED, call, {"role": "tool", "content": "1"}, CHAT[1]]}
+    turn = read(value, "llamafactory", columns).turns[1]
+    assert (turn.content, turn.shape, turn.calls, turn.calls_beside) == ("", "none", 2, True)
+    assert {hit.kind for hit in judge(read(value), Markers.of(None))} == {"null"}  # and not: no tool call
+    alone = read({"messages": [ASKED, {"role": "tool_calls", "tool_calls": [{}]}, ASKED]}, "trl").turns[1]
+    assert (alone.role, alone.calls) == ("assistant", 1)
+
+
+def test_a_message_of_nothing_but_reasoning_has_it_read() -> None:
+    turn = read({"messages": [ASKED, {"role": "assistant", "reasoning_content": "r"}]}).turns[-1]
+    assert (turn.reasoning, turn.shape) == ("r", "none")
+    sharegpt = columns_from("x", {"formatting": "sharegpt", "tags": {"role_tag": "role", "user_tag": "user"}})
+    call = {"role": "gpt", "tool_calls": [{}]}
+    assert "has no 'value'" in error_of({"conversations": [{"role": "user", "value": "q"}, call]}, "llamafactory", sharegpt)
+
+
 @pytest.mark.parametrize("columns", [None, columns_from("x", {"formatting": "sharegpt"})])
 def test_a_call_that_is_the_content_is_not_replaced(columns: Columns | None) -> None:
     call = '<think>\nR\n</think>\n\n{"name": "f", "arguments": {}}'

@@ -214,10 +214,12 @@ ARRAYS = {
     "an unclosed text": (b'[\n  {"a": 0},\n  {"a": "x},\n  {"a": 2}\n]', [0, None, 2]),
     "an unclosed object": (b'[\n  {"a": 0},\n  {"a": [1},\n  {"a": 2}\n]', [0, None, 2]),
     "a stray string": (b'[{"a": 0}, "x, {", 7, {"a": 2}]', [0, None, None, 2]),
-    "an array cut off": (b'[{"a": 0}, {"a": ', [0, None, None]),
+    "an array cut off": (b'[{"a": 0}, {"a": ', [0, None]),
     "an array not closed": (b'[{"a": 0}, ', [0, None]),
+    "an unclosed text in one line": (b'[{"a": 0}, {"a": "x}, {"a": 2}]', [0, None]),
     "something after an object": (b'{\n"a": 0}\nx', [0, None]),
 }
+CUT = ("an array cut off", "an array not closed", "an unclosed text in one line", "something after an object")
 
 
 @pytest.mark.parametrize("case", ARRAYS)
@@ -227,6 +229,7 @@ def test_arrays_go_on_after_what_is_broken(tmp_path: Path, case: str) -> None:
     found = read(tmp_path / "a.json")
     assert [raw.value and raw.value["a"] for raw in found] == wanted
     assert all(raw.error.startswith("line ") for raw in found if raw.value is None)
+    assert {raw.lost for raw in found if raw.value is None} == {"part" if case in CUT else "record"}
 
 
 @pytest.mark.parametrize(
@@ -250,6 +253,7 @@ def test_a_file_that_cannot_be_read_says_so_once(tmp_path: Path, name: str, data
     (tmp_path / name).write_bytes(data)
     line, found = error_of(tmp_path / name)
     assert (line, error in found) == (0, True), found
+    assert [raw.lost for raw in read(tmp_path / name)] == ["file"]
     assert read(tmp_path / name, shard=(1, 2)) == []
 
 
@@ -257,7 +261,7 @@ def test_a_byte_order_mark_is_reported_and_read_over(tmp_path: Path) -> None:
     for name, data in {"a.jsonl": b'{"a": 1}\n{"a": 2}\n', "a.json": b'[{"a": 1}, {"a": 2}]'}.items():
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + data)
         mark, *rest = read(tmp_path / name)
-        assert (mark.line, mark.value, "byte order mark" in mark.error) == (0, None, True)
+        assert (mark.line, mark.value, "byte order mark" in mark.error, mark.lost) == (0, None, True, "nothing")
         assert [raw.value for raw in rest] == [{"a": 1}, {"a": 2}]
 
 
@@ -329,7 +333,7 @@ def test_a_damaged_table_goes_on_to_the_damage(tmp_path: Path) -> None:
     data[about.data_page_offset + 20 : about.data_page_offset + 60] = bytes(40)
     path.write_bytes(data)
     found = read(path)
-    assert [raw.line for raw in found if raw.error] == [101]
+    assert [(raw.line, raw.lost) for raw in found if raw.error] == [(101, "part")]
     assert [raw.value["id"] for raw in found if raw.value] == [*range(100), *range(200, 300)]
 
 

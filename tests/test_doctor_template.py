@@ -10,29 +10,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from modes import CLEAN_TEMPLATE, HEALTHY
+from modes import CLEAN_TEMPLATE, HEALTHY, chat, jsonl
 from modes_template import ANSWER_ALONE, FIELDS, OPENING, SAID, SOURCES, changed, said
 
 from thinkguard.doctor.catalogue import entries
 from thinkguard.doctor.check import Check
+from thinkguard.doctor.examine import examine
+from thinkguard.doctor.judges.tags import Markers, look
 from thinkguard.doctor.records.record import (
     EARLIER_REASONING,
     HALF_OPEN,
     IN_FIELD,
     INLINE,
     LITERAL,
+    MISSPELLED,
     NO_CONTENT,
     PARTS,
     TOOL_REASONING,
     WITH_REASONING,
     WITHOUT_REASONING,
+    Record,
+    Turn,
 )
 from thinkguard.doctor.template.checks import differs_checks, template_checks
 from thinkguard.doctor.template.fix import fix_template
 from thinkguard.doctor.template.probes import probes
 from thinkguard.doctor.template.readings import Readings, read_template
 from thinkguard.doctor.template.sandbox import Job, Renderer
-from thinkguard.doctor.template.situation import MISSPELLED
 from thinkguard.doctor.template.unread import described
 from thinkguard.errors import InputError, UnsupportedError
 from thinkguard.formats import ThinkFormat
@@ -159,6 +163,44 @@ def test_markers_of_another_family_are_not_this_template_s_problem(renderer: Ren
     assert checks(readings, {WITH_REASONING: 7})["final-reasoning"].status == "note"
     some = checks(readings, {**only, INLINE: 3})["final-reasoning"]
     assert (some.status, "raises an error (3 records)" in some.found) == ("problem", True)
+
+
+@pytest.mark.parametrize(
+    ("said", "problems"),
+    [
+        ("<think>\n{n} and 1.\n</think>\n\n{m}.", {"look-alike"}),
+        ("&lt;|channel|&gt;analysis&lt;|message|&gt;{n} and 1.&lt;|end|&gt;{m}.", {"html-escaped"}),
+        ("<|channel|>analysis<|message|>{n} and 1.<|end|>{m}.", {"final-reasoning"}),
+    ],
+    ids=("another's", "escaped", "its own"),
+)
+def test_one_cause_of_harmony_s_is_one_problem(
+    said: str, problems: set[str], tokenizer_dirs: dict[str, Path], renderer: Renderer, tmp_path: Path
+) -> None:
+    pytest.importorskip("transformers", reason="the tokenizer is loaded with transformers")
+    template = tokenizer_dirs["gpt-oss"] / "chat_template.jinja"  # with a small tokenizer: its own takes long to load
+    data = jsonl(tmp_path / "d.jsonl", [chat(f"What is {n} + 1?", said.format(n=n, m=n + 1)) for n in range(4)])
+    report = examine(HEALTHY, data=[data], template=template, format="gpt_oss_harmony", num_processes=1, renderer=renderer)
+    assert {check.name for check in report.problems if check.entry.part != "tokenizer"} == problems
+    final = next(check for check in report.checks if check.name == "final-reasoning")
+    if final.status != "problem":
+        (problem,) = problems
+        assert (final.status, final.fix) == ("skipped", "Hand reasoning over as thinking")
+        assert final.found.startswith(f"{problem} stands for it: ")
+
+
+def test_inline_reasoning_is_counted_by_its_markers() -> None:
+    def facts(*said: str) -> set[str]:
+        turns = [turn for text in said for turn in (Turn("user", "q"), Turn("assistant", text))]
+        return set(look(Record(turns), Markers.of(THINK)).facts) & {INLINE, HALF_OPEN, *misspelled}
+
+    misspelled = MISSPELLED + "look-alike", MISSPELLED + "html-escaped"
+    own, another, escaped = "<think>\nr\n</think>\n\na", "<reasoning>r</reasoning>a", "&lt;think&gt;r&lt;/think&gt;a"
+    assert facts(own) == {INLINE}
+    assert facts(another) == {misspelled[0]}
+    assert facts(own, another, escaped) == {INLINE, *misspelled}
+    assert facts("<think>\nr") == {INLINE, HALF_OPEN}
+    assert facts("<reasoning>r") == {misspelled[0]}
 
 
 def test_what_the_template_does_to_every_record_stays_its_problem(renderer: Renderer) -> None:

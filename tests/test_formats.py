@@ -198,8 +198,13 @@ def test_unknown_names_get_the_nearest_ones() -> None:
         ThinkFormat.from_name("gpt-oss")
     with pytest.raises(FormatError, match="did you mean 'qwen3'"):
         ThinkFormat.from_name("Qwen3.0")
-    with pytest.raises(FormatError, match="'think' is plain"):
-        ThinkFormat.from_name("0123456789")
+    with pytest.raises(FormatError, match=r"did you mean 'deepseek_r1', 'deepseek_r1_distill'\?"):
+        ThinkFormat.from_name("R1")
+    with pytest.raises(FormatError, match=r"did you mean 'think'\?"):
+        ThinkFormat.from_name("thnk")
+    for nothing in ("0123456789", "foo", "bar", "x", ""):
+        with pytest.raises(FormatError, match=r"'think' is plain .*; `thinkguard formats` lists all"):
+            ThinkFormat.from_name(nothing)
     with pytest.raises(FormatError, match="is no name"):
         ThinkFormat.from_name(None)  # type: ignore[arg-type]
 

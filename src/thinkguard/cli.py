@@ -9,13 +9,16 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from thinkguard import ThinkFormat, ThinkGuardError, ThinkPolicy, ThinkProgram, __version__
+from thinkguard import ThinkFormat, ThinkGuardError, ThinkPolicy, __version__
 from thinkguard.doctor.commands import add_commands
 from thinkguard.errors import InputError
 from thinkguard.formats import describe
-from thinkguard.trace import ThinkTrace
+
+if TYPE_CHECKING:  # each process of an audit imports this file again, and needs no numpy
+    from thinkguard.program import ThinkProgram
+    from thinkguard.trace import ThinkTrace
 
 FINE, TO_FIX, COULD_NOT_RUN = 0, 1, 2
 _PROMPT_IDS, _PROMPT = ("prompt_ids", "prompt_token_ids"), ("prompt",)
@@ -150,6 +153,8 @@ def _policy_of(text: str | None) -> ThinkPolicy:
 
 
 def _explain(options: argparse.Namespace) -> int:
+    from thinkguard.program import ThinkProgram
+
     policy = _policy_of(options.policy)
     program = ThinkProgram(options.format, options.tokenizer)
     prompt = [] if options.prompt is None else program.vocabulary.encode(options.prompt)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -76,11 +76,8 @@ class ThinkFormat:
         if name in _TABLE["refused"]:
             raise FormatError(f"format={name!r} is known but cannot be guarded: {_TABLE['refused'][name]}")
         if name not in _TABLE["formats"]:
-            known = (*cls.names(), *_TABLE["refused"])
-            plain = name.lower().replace("-", "_")
-            near = [other for other in known if plain and other.startswith(plain)]
-            near = near or difflib.get_close_matches(plain, known, 3, 0.5)
-            hint = f"did you mean {', '.join(map(repr, near[:3]))}?" if near else "'think' is plain <think>...</think>;"
+            near = _near(name, (*cls.names(), *_TABLE["refused"]))
+            hint = f"did you mean {', '.join(map(repr, near))}?" if near else "'think' is plain <think>...</think>;"
             raise FormatError(f"format={name!r} is not a known family: {hint} `thinkguard formats` lists all of them")
         return _family(name)
 
@@ -128,6 +125,15 @@ class ThinkFormat:
         from thinkguard.vocab import Vocabulary
 
         return fit(family, Vocabulary.from_tokenizer(tokenizer), renders=renders)
+
+
+def _near(name: str, known: Iterable[str]) -> list[str]:
+    """Return up to three names that begin like this one, or a word of which does, or that differ by a letter or two."""
+    plain = {other.replace("_", ""): other for other in known}
+    wanted = "".join(char for char in name.lower() if char.isalnum())
+    near = [other for short, other in plain.items() if wanted and short.startswith(wanted)]
+    near = near or [other for other in plain.values() if len(wanted) > 1 and f"_{wanted}" in other]
+    return near[:3] or [plain[short] for short in difflib.get_close_matches(wanted, plain, 3, 0.7)]
 
 
 @cache

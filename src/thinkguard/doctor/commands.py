@@ -18,6 +18,7 @@ from thinkguard.errors import InputError
 if TYPE_CHECKING:
     from thinkguard.doctor.audit.plan import AuditOptions
     from thinkguard.doctor.audit.summary import Summary
+    from thinkguard.doctor.template.sandbox import Renderer
 
 FINE, TO_FIX = 0, 1
 
@@ -87,6 +88,13 @@ def _doctor(options: argparse.Namespace) -> int:
         given = [name for name in ("data", "against", "template", "fix_template", "fix_tokenizer") if getattr(options, name)]
         if given:
             raise InputError(f"--{given[0].replace('_', '-')} needs PATH, the checkpoint or tokenizer folder it belongs to")
+    from thinkguard.doctor.template.sandbox import Renderer
+
+    with Renderer() as renderer:  # one for all of it: it remembers which template never ends
+        return _examined(options, renderer)
+
+
+def _examined(options: argparse.Namespace, renderer: Renderer) -> int:
     reports = []
     if options.path is not None:
         from thinkguard.doctor.examine import examine
@@ -102,6 +110,7 @@ def _doctor(options: argparse.Namespace) -> int:
                 format=options.format,
                 num_processes=options.processes,
                 progress=sys.stderr.isatty(),
+                renderer=renderer,
             )
         )
     if options.url is not None:
@@ -116,19 +125,21 @@ def _doctor(options: argparse.Namespace) -> int:
     status = _tell(report, options)
     if options.fix_template is not None or options.fix_tokenizer is not None:
         sys.stdout.flush()
-        _mend(options)
+        _mend(options, renderer)
     return status
 
 
-def _mend(options: argparse.Namespace) -> None:
+def _mend(options: argparse.Namespace, renderer: Renderer) -> None:
     """Write what was asked for, behind the report: it says what is wrong even where that cannot be mended."""
     from thinkguard.doctor.examine import mend_template, mend_tokenizer
 
     done = []
     if options.fix_template is not None:
-        done += mend_template(options.path, options.fix_template, template=options.template, format=options.format)
+        done += mend_template(
+            options.path, options.fix_template, template=options.template, format=options.format, renderer=renderer
+        )
     if options.fix_tokenizer is not None:
-        done += mend_tokenizer(options.path, options.fix_tokenizer, format=options.format)
+        done += mend_tokenizer(options.path, options.fix_tokenizer, format=options.format, renderer=renderer)
     for line in done:
         print(line, file=sys.stderr)
 
@@ -158,6 +169,7 @@ def _tell(report: Report, options: argparse.Namespace, summary: Summary | None =
 
 def _audit(options: argparse.Namespace) -> int:
     from thinkguard.doctor.audit.checks import data_checks, data_facts, data_plots
+    from thinkguard.doctor.audit.mend import mend, refuse
     from thinkguard.doctor.audit.run import audit
     from thinkguard.doctor.audit.summary import Summary
 
@@ -166,13 +178,13 @@ def _audit(options: argparse.Namespace) -> int:
         raise InputError("nothing to audit: give JSON, JSONL, Parquet or Arrow files, or folders of them, or --merge JSON")
     if options.fix is not None and not options.paths:
         raise InputError(f"--fix {options.fix} needs the records themselves: give their files")
+    if options.fix is not None:
+        refuse(options.paths, options.fix, options.trainer)
     chosen = _options(options)
     summary = audit(options.paths, chosen) if options.paths else Summary()
     for path in options.merge:
-        summary.merge(_saved(path))
+        _merge(summary, path)
     if options.fix is not None:
-        from thinkguard.doctor.audit.mend import mend
-
         print(mend(options.paths, options.fix, chosen).as_text(), file=sys.stderr)
     subject = ", ".join(map(str, [*options.paths, *options.merge]))
     checks, facts = data_checks(summary, chosen), data_facts(summary, chosen)
@@ -206,13 +218,20 @@ def _options(options: argparse.Namespace) -> AuditOptions:
     )
 
 
+def _merge(summary: Summary, path: Path) -> None:
+    try:
+        summary.merge(_saved(path))
+    except InputError as error:
+        raise InputError(f"--merge {path}: {error}") from None
+
+
 def _saved(path: Path) -> Summary:
     from thinkguard.doctor.audit.summary import Summary
 
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"--merge {path}: not JSON ({error}); give what `thinkguard audit --json` printed") from None
+        raise InputError(f"not JSON ({error}); give what `thinkguard audit --json` printed") from None
     if not isinstance(told, dict) or "summary" not in told:
-        raise InputError(f"--merge {path}: holds no summary; give what `thinkguard audit --json` printed")
+        raise InputError("holds no summary; give what `thinkguard audit --json` printed")
     return Summary.from_dict(told["summary"])

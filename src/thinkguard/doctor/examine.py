@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -51,7 +51,7 @@ def examine(
     """
     if trainer is not None:
         trainer_of(trainer)
-    with Renderer() if renderer is None else nullcontext(renderer) as renderer:
+    with _given(renderer) as renderer:
         checkpoint, checks = load_checkpoint(path, template=template, format=format, renderer=renderer)
         readings = read(renderer, checkpoint)
         found = [*checks, *tokenizer_checks(checkpoint), *weight_checks(checkpoint)]
@@ -85,6 +85,11 @@ def examine(
     return Report(_subject(path, checkpoint), tuple(found), facts, plots)
 
 
+def _given(renderer: Renderer | None) -> AbstractContextManager[Renderer]:
+    """A renderer of one's own, or the given one, which its owner closes."""
+    return Renderer() if renderer is None else nullcontext(renderer)
+
+
 def read(renderer: Renderer, checkpoint: Checkpoint) -> Readings:
     """Read a checkpoint's chat template by rendering it."""
     return read_template(
@@ -116,11 +121,13 @@ def _subject(path: Path, checkpoint: Checkpoint) -> str:
     return f"{path}, format {checkpoint.format.name!r}: {checkpoint.format.starts[0]} ... {checkpoint.format.ends[0]}"
 
 
-def mend_template(path: Path, out: Path, *, template: Path | None = None, format: str | None = None) -> list[str]:
+def mend_template(
+    path: Path, out: Path, *, template: Path | None = None, format: str | None = None, renderer: Renderer | None = None
+) -> list[str]:
     """Write a chat template that keeps the reasoning of training texts; returns what was done, in words."""
     from thinkguard.doctor.template.fix import fix_template
 
-    with Renderer() as renderer:
+    with _given(renderer) as renderer:
         checkpoint, _ = load_checkpoint(path, template=template, format=format, renderer=renderer)
         if not checkpoint.template:
             raise InputError(f"{path} has no chat template to mend: give one with --template FILE")
@@ -129,10 +136,10 @@ def mend_template(path: Path, out: Path, *, template: Path | None = None, format
         return fix_template(renderer, read(renderer, checkpoint), out)
 
 
-def mend_tokenizer(path: Path, out_dir: Path, *, format: str | None = None) -> list[str]:
+def mend_tokenizer(path: Path, out_dir: Path, *, format: str | None = None, renderer: Renderer | None = None) -> list[str]:
     """Write a copy of the tokenizer with its markers added, not special; returns what was done, in words."""
     from thinkguard.doctor.tokenizer.fix import fix_tokenizer
 
-    with Renderer() as renderer:
+    with _given(renderer) as renderer:
         checkpoint, _ = load_checkpoint(path, format=format, renderer=renderer)
         return fix_tokenizer(checkpoint, out_dir)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from thinkguard.doctor.audit.lengths import Lengths, TokenCounter, cut, measure
 from thinkguard.doctor.audit.plan import Plan, Task
-from thinkguard.doctor.audit.summary import UNREADABLE, UNRECOGNISED, Summary
+from thinkguard.doctor.audit.summary import LOSSES, UNRECOGNISED, Summary
 from thinkguard.doctor.files.sources import raw_records
-from thinkguard.doctor.judges import mask, outputs, tags
+from thinkguard.doctor.judges import tags
 from thinkguard.doctor.records.record import OUTPUT_IN, Hit, Record
-from thinkguard.vocab import Vocabulary
+
+if TYPE_CHECKING:
+    from thinkguard.vocab import Vocabulary
 
 _BATCH: Final = 256  # records whose tokens are counted at once, and after which progress is told
-
 
 
 class Auditor:
@@ -31,8 +32,8 @@ class Auditor:
         summary = Summary(self._plan.settings)
         batch: list[tuple[str, int, Record, tags.Judged]] = []
         for raw in raw_records(task.file, shard=task.shard):
-            if raw.value is None or task.reader is None:
-                summary.add_error(raw.file, raw.line, UNREADABLE, raw.error)
+            if raw.value is None:
+                summary.add_error(raw.file, raw.line, LOSSES[raw.lost], raw.error)
                 continue
             read: list[Record | str] = [task.reader.read(raw.value)]
             if isinstance(read[0], Record) and read[0].kind == "output":
@@ -46,8 +47,7 @@ class Auditor:
                 self._count(batch, task.reader.shape, summary)
                 yield summary
                 summary, batch = Summary(self._plan.settings), []
-        if task.reader is not None:
-            self._count(batch, task.reader.shape, summary)
+        self._count(batch, task.reader.shape, summary)
         yield summary
 
     def cut(self, record: Record, judged: tags.Judged) -> list[Hit]:
@@ -61,15 +61,21 @@ class Auditor:
         markers = self._plan.markers
         if record.kind == "training":
             return tags.look(record, markers)
-        if record.kind == "output":
+        if record.kind == "output":  # what it needs, numpy, takes longer to load than all else here
+            from thinkguard.doctor.judges import outputs
+
             judged = tags.split(record, markers)
             last = record.turns[-1]
             facts = [OUTPUT_IN + last.place] if last.reasoning else []
             return tags.Judged(outputs.judge(record, markers, self._spelled()), facts, judged.reasoning, judged.answer)
+        from thinkguard.doctor.judges import mask
+
         return tags.Judged(mask.judge(record, markers, self._spelled()), [])
 
     def _spelled(self) -> Vocabulary | None:
         if self._vocabulary is None and self._plan.tokenizer is not None:
+            from thinkguard.vocab import Vocabulary
+
             self._vocabulary = Vocabulary.from_tokenizer(self._plan.tokenizer)
         return self._vocabulary
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from thinkguard.doctor.audit.lengths import LEFT_OUT, TURN_TOKENS, rounded
-from thinkguard.doctor.audit.summary import Summary, edge_of
+from thinkguard.doctor.audit.summary import LOSSES, MISSING, UNREADABLE, UNRECOGNISED, Summary, edge_of
 from thinkguard.doctor.catalogue import Entry, entries
 from thinkguard.doctor.check import Check, Plot, Status
 from thinkguard.doctor.judges.tags import EMPTY, LEADING_TEXT, SWITCHED_OFF
@@ -23,6 +23,14 @@ _GRACE_FROM: Final = 512  # a smaller budget has no room for a line's end
 _BAR_STARTS: Final = (0, 3, 7, 11)
 _PERCENTS: Final = (50, 90, 95, 99)
 _PART_OF: Final = {"training": "data", "output": "outputs", "tokenized": "mask"}
+_BROKEN: Final = {  # one, and several
+    UNREADABLE: ("record cannot be read", "records cannot be read"),
+    UNRECOGNISED: ("record of no known shape", "records of no known shape"),
+    LOSSES["part"]: ("part of a file cannot be read", "parts of files cannot be read"),
+    LOSSES["file"]: ("file cannot be read", "files cannot be read"),
+    LOSSES["nothing"]: ("file begins with a byte order mark", "files begin with a byte order mark"),
+    MISSING: ("file of dataset_info.json is missing", "files of dataset_info.json are missing"),
+}
 _RENDER: Final = "whether the chat template reads it is not known: thinkguard doctor PATH --data FILES renders it"
 _BY_DESIGN: Final = {
     "content-type": ("no assistant turn", "a list of parts", "null", "null, and only reasoning"),
@@ -104,7 +112,7 @@ def _file_check(summary: Summary) -> Check:
     kinds = {kind: num for (check, kind), num in summary.hits.items() if check == "file"}
     read = f"{_many(summary.records, 'record')} in {_many(len(summary.files), 'file')}"
     if kinds:
-        told = ", ".join(f"{_many(num, 'record')} {kind}" for kind, num in sorted(kinds.items()))
+        told = ", ".join(f"{num:,} {_BROKEN.get(kind, (kind, kind))[num != 1]}" for kind, num in sorted(kinds.items()))
         evidence = [_spelled(*example) for kind in sorted(kinds) for example in summary.examples["file", kind]]
         return Check("file", "problem", f"{told}, beside {read}", evidence=tuple(evidence[:_EXAMPLES]))
     if not summary.records:

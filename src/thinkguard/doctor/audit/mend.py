@@ -18,10 +18,11 @@ from thinkguard.doctor.audit.auditor import Auditor
 from thinkguard.doctor.audit.checks import lenient
 from thinkguard.doctor.audit.mend_record import Repair, repair
 from thinkguard.doctor.audit.plan import Plan, plan_of
-from thinkguard.doctor.files.sources import Raw, raw_records
+from thinkguard.doctor.files.sources import Raw, files_of, raw_records
 from thinkguard.doctor.judges import tags
+from thinkguard.doctor.records.dataset_info import entry_for, entry_of
 from thinkguard.doctor.records.record import Record
-from thinkguard.doctor.records.shapes import RecordReader
+from thinkguard.doctor.records.shapes import NOTHING, RecordReader
 from thinkguard.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,40 +39,54 @@ class MendSummary:
     changed: Counter[str] = field(default_factory=Counter)  # records by what was done to them
     mended: int = 0
     reasons: Counter[str] = field(default_factory=Counter)  # records set aside
+    unread: int = 0  # files and parts of files of which nothing is known
+    shapes: tuple[str, ...] = ()  # of the files
+    entry: dict[str, Any] | None = None  # of dataset_info.json, by which `out` is read as its files were
 
     def as_text(self) -> str:
         """One line per file, and what was done."""
         aside = self.reasons.total()
         lines = [f"{self.out}: {self.unchanged + self.mended:,} records, {self.mended:,} of them changed"]
         lines += [f"  {num:,}: {what}" for what, num in self.changed.most_common()]
+        if len(self.shapes) > 1:
+            lines.append(f"  of several shapes, as its files were: {', '.join(self.shapes)}; trainers want one in a file")
         lines.append(f"{self.rejected}: {aside:,} records set aside")
         if aside and not self.unchanged + self.mended:
             lines.insert(0, f"nothing could be kept: each of the {aside:,} records was set aside, and {self.out} is empty")
-        return "\n".join([*lines, *(f"  {num:,}: {reason}" for reason, num in self.reasons.most_common())])
+        lines += [f"  {num:,}: {reason}" for reason, num in self.reasons.most_common()]
+        if self.unread:
+            lines.append(f"  and {self.unread:,} where a file, or a part of one, cannot be read")
+        if self.entry is not None:
+            lines.append(f"dataset_info.json needs: {json.dumps(self.entry, ensure_ascii=False)}")
+        return "\n".join(lines)
 
 
 def mend(paths: Sequence[Path], out: Path, options: AuditOptions, *, place: str | None = None) -> MendSummary:
     """Write the records, made regular, to `out`, and those that cannot be to `OUT.rejected.jsonl`, in their order.
 
     place: where the reasoning shall stand; None leaves it wherever the trainer reads it, "inline" and a field's name
-    such as "reasoning_content" move it there. InputError if either file exists.
+    such as "reasoning_content" move it there. InputError as of `refuse`.
     """
-    rejected = out.with_name(f"{out.name.removesuffix('.jsonl')}.rejected.jsonl")
-    for path in (out, rejected):
-        if path.exists():
-            raise InputError(f"{path} exists, and nothing is overwritten: give another name, or remove it")
+    refuse(paths, out, options.trainer)
     plan = plan_of(paths, replace(options, engine="local"))
-    summary = MendSummary(out, rejected)
+    rejected = _rejected(out)
+    shapes = {task.reader.shape: None for task in plan.tasks if task.reader.shape != NOTHING}
+    summary = MendSummary(out, rejected, shapes=tuple(shapes), entry=_entry(plan.tasks[0].file, out, options.trainer))
     mender = _Mender(plan, place)
     written: list[Path] = []
     try:
         with _created(out, written) as good, _created(rejected, written) as bad:
             for raw, reader in _raws(plan):
+                if raw.lost == "nothing":
+                    continue
                 done = mender.mend(raw, reader)
                 if isinstance(done, Repair):
                     done = _write(good, done, summary) or done
                 if isinstance(done, str):
-                    summary.reasons[done] += 1
+                    if raw.lost == "record":
+                        summary.reasons[done] += 1
+                    else:
+                        summary.unread += 1
                     told = {"reason": done, "file": raw.file, "line": raw.line, "error": raw.error, "record": raw.value}
                     bad.write(_line(told, str) + "\n")
     except BaseException:
@@ -79,6 +94,33 @@ def mend(paths: Sequence[Path], out: Path, options: AuditOptions, *, place: str 
             path.unlink()
         raise
     return summary
+
+
+def refuse(paths: Sequence[Path], out: Path, trainer: str | None) -> None:
+    """Refuse what `mend` would: InputError if a file exists that it would write, or if no one entry could read `out`."""
+    for path in (out, _rejected(out)):
+        if path.exists():
+            raise InputError(f"{path} exists, and nothing is overwritten: give another name, or remove it")
+    alike: dict[str, str] = {}
+    for file in files_of(paths):
+        found = entry_of(file, trainer)
+        shape = "" if found is None else json.dumps(entry_for(found[1], ""), sort_keys=True)
+        alike.setdefault(shape, f"{file} ({'no entry' if found is None else repr(found[0])})")
+    if len(alike) > 1:
+        raise InputError(
+            f"--fix {out}: dataset_info.json gives these files different shapes, and one file has one: "
+            f"{', '.join(list(alike.values())[:4])}; mend each of them alone, to a file of its own"
+        )
+
+
+def _rejected(out: Path) -> Path:
+    return out.with_name(f"{out.name.removesuffix('.jsonl')}.rejected.jsonl")
+
+
+def _entry(file: Path, out: Path, trainer: str | None) -> dict[str, Any] | None:
+    """Return the entry that reads `out`, under a name of its own; None if the file has none."""
+    found = entry_of(file, trainer)
+    return None if found is None else {out.stem: entry_for(found[1], out.name)}
 
 
 def _created(path: Path, written: list[Path]) -> TextIO:
@@ -90,7 +132,7 @@ def _created(path: Path, written: list[Path]) -> TextIO:
     return file
 
 
-def _raws(plan: Plan) -> Iterator[tuple[Raw, RecordReader | None]]:
+def _raws(plan: Plan) -> Iterator[tuple[Raw, RecordReader]]:
     for task in plan.tasks:
         if task.shard[0] == 0:
             for raw in raw_records(task.file):
@@ -134,9 +176,9 @@ class _Mender:
         self._plan, self._place = plan, place
         self._auditor = Auditor(plan)
 
-    def mend(self, raw: Raw, reader: RecordReader | None) -> Repair | str:
+    def mend(self, raw: Raw, reader: RecordReader) -> Repair | str:
         """Return the record to write, or why it is set aside."""
-        if raw.value is None or reader is None:
+        if raw.value is None:
             return "cannot be read"
         record = reader.read(raw.value)
         if isinstance(record, str):

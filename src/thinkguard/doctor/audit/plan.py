@@ -14,7 +14,7 @@ from thinkguard.doctor.audit.lengths import Limit, limit_of
 from thinkguard.doctor.files.sources import files_of, raw_records
 from thinkguard.doctor.judges.marker_forms import Markers
 from thinkguard.doctor.marks import marks_in
-from thinkguard.doctor.records.dataset_info import columns_of
+from thinkguard.doctor.records.dataset_info import columns_of, missing_files
 from thinkguard.doctor.records.record import Record
 from thinkguard.doctor.records.shapes import RecordReader, reader_of
 from thinkguard.doctor.records.trainers import trainer_of
@@ -46,7 +46,7 @@ class Task:
 
     file: Path
     shard: tuple[int, int]
-    reader: RecordReader | None  # None: nothing of the file could be read
+    reader: RecordReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,7 @@ class Plan:
     limit: Limit | None
     tokenizer: Path | None
     settings: dict[str, Any]
+    missing: tuple[tuple[Path, str], ...] = ()  # files that are not there, with what names them
 
 
 def plan_of(paths: Sequence[Path], options: AuditOptions) -> Plan:
@@ -69,8 +70,8 @@ def plan_of(paths: Sequence[Path], options: AuditOptions) -> Plan:
     seen: list[Record] = []
     for file in files:
         values = [raw.value for raw in islice(raw_records(file), _SAMPLE) if raw.value is not None]
-        reader = reader_of(values, trainer=options.trainer, columns=columns_of(file, options.trainer)) if values else None
-        if reader is not None and options.format is None and len(seen) < 4 * _SAMPLE:
+        reader = reader_of(values, trainer=options.trainer, columns=columns_of(file, options.trainer))
+        if options.format is None and len(seen) < 4 * _SAMPLE:
             seen += [record for record in map(reader.read, values) if isinstance(record, Record)]
         large = file.stat().st_size > _SPLIT_BYTES
         num = num_workers(options.num_processes) if large and len(files) < 64 else 1
@@ -85,7 +86,8 @@ def plan_of(paths: Sequence[Path], options: AuditOptions) -> Plan:
         "cutoff": None if limit is None else limit.tokens,
     }
     markers = Markers.of(format, trainer=options.trainer, prompt_opens=options.prompt_opens)
-    return Plan(tuple(tasks), markers, limit, tokenizer, settings)
+    missing = missing_files(files, [path for path in paths if path.is_dir()], options.trainer)
+    return Plan(tuple(tasks), markers, limit, tokenizer, settings, tuple(missing))
 
 
 def _tokenizer_file(path: Path | None) -> Path | None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from thinkguard.doctor.audit.auditor import Auditor
 from thinkguard.doctor.audit.plan import Plan, Task, num_workers
-from thinkguard.doctor.audit.summary import UNREADABLE, Summary
+from thinkguard.doctor.audit.summary import LOSSES, Summary
 
 _SMALL_BYTES: Final = 64 << 20  # less than this is read about as fast as processes are started
 _COUNTING: Final = 8  # times as long, if tokens are counted
@@ -50,7 +50,7 @@ def _run_in_processes(plan: Plan, num: int, bar: Bar) -> Summary:
         while left:  # those that a dying process took with it: one process does them in order, and dies of the first left
             left = _run_pool(left, _pool(context, 1, plan, done), summary, bar, done)
             if left:
-                summary.add_error(str(left.pop(0).file), 0, UNREADABLE, _DIED)
+                summary.add_error(str(left.pop(0).file), 0, LOSSES["part"], _DIED)
     except BaseException:
         for child in set(multiprocessing.active_children()) - before:
             child.terminate()

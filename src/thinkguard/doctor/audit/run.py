@@ -7,7 +7,8 @@ from pathlib import Path
 
 from thinkguard.doctor.audit import processes
 from thinkguard.doctor.audit.plan import AuditOptions, plan_of
-from thinkguard.doctor.audit.summary import Summary
+from thinkguard.doctor.audit.summary import MISSING, Summary
+from thinkguard.doctor.files.sources import digest_of
 from thinkguard.errors import InputError
 
 
@@ -19,5 +20,11 @@ def audit(paths: Sequence[Path], options: AuditOptions) -> Summary:
     if options.engine == "ray":
         from thinkguard.doctor.audit import ray_engine
 
-        return ray_engine.run(plan, options.num_processes, options.progress)
-    return processes.run(plan, options.num_processes, options.progress)
+        summary = ray_engine.run(plan, options.num_processes, options.progress)
+    else:
+        summary = processes.run(plan, options.num_processes, options.progress)
+    for file, named_by in plan.missing:
+        why = f"{named_by} names it, but it is not there: put it there, or drop the entry"
+        summary.add_error(str(file), 0, MISSING, why)
+    summary.inputs = {digest: str(task.file) for task in plan.tasks if (digest := digest_of(task.file))}
+    return summary

@@ -10,12 +10,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
+from thinkguard.doctor.files.kinds import Lost
 from thinkguard.doctor.records.record import Hit
 from thinkguard.errors import InputError
 
 _VERSION: Final = 1
 MAX_EXAMPLES: Final = 5
-UNREADABLE, UNRECOGNISED = "cannot be read", "of no known shape"
+UNREADABLE, UNRECOGNISED, MISSING = "cannot be read", "of no known shape", "file missing"
+LOSSES: Final[dict[Lost, str]] = {  # kinds of errors, by what they cost
+    "record": UNREADABLE,
+    "part": "part of a file cannot be read",
+    "file": "file cannot be read",
+    "nothing": "byte order mark",
+}
 _COUNTERS: Final = ("files", "shapes", "kinds", "facts", "forms", "records_hit")
 
 
@@ -34,6 +41,7 @@ class Summary:
         self.settings: dict[str, Any] = dict(settings or {})  # what has to be the same in summaries that are merged
         self.records = 0  # those that could be read
         self.files: Counter[str] = Counter()  # records of each
+        self.inputs: dict[str, str] = {}  # what an audit has read to its end: digests, and their files' names
         self.shapes: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()  # "training", "output", "tokenized"
         self.facts: Counter[str] = Counter()
@@ -81,7 +89,10 @@ class Summary:
             del kept[MAX_EXAMPLES:]
 
     def merge(self, other: Summary) -> None:
-        """Add another shard's counts; the order of merging makes no difference. InputError for other settings."""
+        """Add another shard's counts; the order of merging makes no difference.
+
+        InputError for other settings, and for a file that both have counted.
+        """
         if self.settings and other.settings:
             for name in sorted({*self.settings, *other.settings}):
                 one, two = self.settings.get(name), other.settings.get(name)
@@ -90,6 +101,12 @@ class Summary:
                         f"summaries of different audits cannot be merged: {name} is {one!r} here and {two!r} there; "
                         "audit all shards with the same options"
                     )
+        if twice := sorted(self.inputs[digest] for digest in self.inputs.keys() & other.inputs.keys()):
+            more = f" and {len(twice) - 3} more" if len(twice) > 3 else ""
+            raise InputError(
+                f"{', '.join(twice[:3])}{more} would be counted twice, being in both summaries: give each shard once"
+            )
+        self.inputs |= other.inputs
         format = self.settings.get("format") or other.settings.get("format")
         self.settings = dict(self.settings or other.settings)
         if format:
@@ -125,7 +142,8 @@ class Summary:
         ]
         lengths = {name: sorted([bin, num] for bin, num in counts.items()) for name, counts in sorted(self.lengths.items())}
         counters = {name: dict(sorted(getattr(self, name).items())) for name in _COUNTERS}
-        told = {"version": _VERSION, "settings": self.settings, "records": self.records}
+        inputs = dict(sorted(self.inputs.items()))
+        told = {"version": _VERSION, "settings": self.settings, "records": self.records, "inputs": inputs}
         return told | counters | {"hits": hits, "lengths": lengths}
 
     @classmethod
@@ -137,6 +155,7 @@ class Summary:
         try:
             summary = cls(told["settings"])
             summary.records = int(told["records"])
+            summary.inputs = {str(digest): str(name) for digest, name in told.get("inputs", {}).items()}
             for name in _COUNTERS:
                 getattr(summary, name).update({str(key): int(num) for key, num in told[name].items()})
             for hit in told["hits"]:
@@ -157,7 +176,7 @@ class Summary:
 
 def bin_of(num: int) -> int:
     """Return the histogram bin of a length: exact below 32, then 16 to each power of two."""
-    shift = max(num.bit_length() - 5, 0)
+    shift = num.bit_length() - 5 if num > 31 else 0
     return (shift << 4) + (num >> shift)
 
 

@@ -31,6 +31,7 @@ class Element(NamedTuple):
     line: int  # of the file, where the record begins
     error: str = ""
     value: Any = None  # if it was parsed already
+    last: bool = False  # whether nothing after it is read, of what is broken
 
 
 def elements(read: Callable[[int], bytes], max_bytes: int) -> Iterator[Element]:
@@ -47,17 +48,17 @@ def elements(read: Callable[[int], bytes], max_bytes: int) -> Iterator[Element]:
             try:
                 window.value(depth=1)
             except BrokenError as error:
-                yield Element(b"", window.here(), str(error))
+                yield Element(b"", window.here(), str(error), last=True)
                 return
         elif byte == b"{":
             line = window.here()
             try:
                 yield _element(window, line)
             except BrokenError as error:
-                yield Element(b"", line, f"{error}: {window.shown()}; nothing after it is read")
+                yield _broken(line, f"{error}: {window.shown()}")
                 return
         else:
-            yield Element(b"", window.here(), f"neither an object nor a list: {window.shown()}; nothing after it is read")
+            yield _broken(window.here(), f"neither an object nor a list: {window.shown()}")
             return
 
 
@@ -73,15 +74,16 @@ def _array(window: Window) -> Generator[Element, None, bool]:
                 continue
             wrong += window.text.find(seam, window.at) >= 0
         if not byte:
-            yield Element(b"", line, "the list is not closed: the file was cut off")
+            yield Element(b"", line, "the list is not closed: the file was cut off", last=True)
             return False
         try:
             yield _element(window, line) if byte in (b"{", b"[") else _scalar(window, line)
         except BrokenError as error:
-            yield Element(b"", line, f"{error}: {window.shown()}")
+            told = f"{error}: {window.shown()}"
             if indent is None or not window.find_again(b"\n" + indent + b"{"):
-                yield Element(b"", line, "no record after the broken one could be told apart: mend it, then look again")
+                yield _broken(line, told)
                 return False
+            yield Element(b"", line, told)
         seam = _seam(window) if wrong < _GUESSES else b""
     window.at += 1
     return True
@@ -114,6 +116,10 @@ def _element(window: Window, line: int) -> Element:
     if data is None:
         return Element(b"", line, f"longer than {window.max_bytes:,} bytes: no training record, so it was not read")
     return Element(data, line)
+
+
+def _broken(line: int, told: str) -> Element:
+    return Element(b"", line, f"{told}; nothing after it is read: mend it, then look again", last=True)
 
 
 def _scalar(window: Window, line: int) -> Element:

@@ -11,6 +11,8 @@ from typing import Any, BinaryIO, Final, Literal, NamedTuple
 from thinkguard.doctor.files.json_text import loads
 
 Layout = Literal["lines", "document"]
+Lost = Literal["record", "part", "file", "nothing"]
+"""What an error costs: one record, a part of a file, all of it, or nothing, as a byte order mark that is read over."""
 _MAGIC: Final = {
     b"PAR1": "parquet",
     b"ARROW1": "arrow",
@@ -33,6 +35,13 @@ _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
 _LINES: Final = (".jsonl", ".ndjson")
 UNREADABLE: Final = (OSError, EOFError, zlib.error, LZMAError)
 """What reading a stream may raise: of a disk, or of what decompresses."""
+
+
+class Fault(NamedTuple):
+    """Something that cannot be read."""
+
+    error: str
+    lost: Lost = "record"
 
 
 class Kind(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,11 +15,12 @@ from thinkguard.doctor.files.folders import data_files
 from thinkguard.doctor.files.json_lines import lines_of, range_of
 from thinkguard.doctor.files.json_stream import elements
 from thinkguard.doctor.files.json_text import record_of
-from thinkguard.doctor.files.kinds import UNREADABLE, Kind, kind_of, layout_of, opened_as
+from thinkguard.doctor.files.kinds import UNREADABLE, Fault, Kind, Lost, kind_of, layout_of, opened_as
 from thinkguard.doctor.files.tables import arrow_rows, parquet_rows
 from thinkguard.errors import InputError
 
 MAX_BYTES: Final = 64 << 20
+_ENDS: Final = 1 << 16  # bytes of a file's beginning, and of its end, by which it is known again
 _BOM: Final = b"\xef\xbb\xbf"
 _WITHOUT_BOM: Final = "sed -i '1s/^\\xef\\xbb\\xbf//'"
 
@@ -31,6 +33,7 @@ class Raw:
     line: int  # 1-based: the line of JSON Lines, else the record's number; 0: the file as a whole
     value: Mapping[str, Any] | None
     error: str = ""  # why there is no value
+    lost: Lost = "record"  # what that costs
 
 
 def files_of(paths: Iterable[Path]) -> list[Path]:
@@ -44,6 +47,20 @@ def files_of(paths: Iterable[Path]) -> list[Path]:
             raise InputError(f"no data in the folder {str(path)!r}: wanted are .json, .jsonl, .parquet or .arrow files")
         found |= dict.fromkeys(files)
     return list(found)
+
+
+def digest_of(path: Path) -> str:
+    """Return what tells a file from others, wherever it lies: its name, size and ends; "" if there is nothing to tell."""
+    try:
+        with _regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            told = hashlib.blake2b(f"{path.name}\0{size}\0".encode(errors="surrogateescape"), digest_size=16)
+            told.update(file.read(_ENDS))
+            file.seek(max(size - _ENDS, 0))
+            told.update(file.read(_ENDS))
+    except OSError:
+        return ""
+    return told.hexdigest() if size else ""
 
 
 def raw_records(path: Path, *, shard: tuple[int, int] = (0, 1), max_bytes: int = MAX_BYTES) -> Iterator[Raw]:
@@ -64,11 +81,11 @@ def raw_records(path: Path, *, shard: tuple[int, int] = (0, 1), max_bytes: int =
             kind = Kind("", f"cannot be opened: {error.strerror or error}")
         if kind.error:
             if index == 0:
-                yield Raw(name, 0, None, kind.error)
+                yield Raw(name, 0, None, kind.error, "file")
         elif kind.name in ("parquet", "arrow"):
             rows = parquet_rows(path, shard) if kind.name == "parquet" else arrow_rows(path, shard)
             for row, value in rows:
-                yield Raw(name, row, None, value) if isinstance(value, str) else Raw(name, row, value)
+                yield Raw(name, row, None, *value) if isinstance(value, Fault) else Raw(name, row, value)
         else:
             yield from _json_records(path, file, kind, shard, max_bytes)
 
@@ -90,11 +107,11 @@ def _json_records(path: Path, file: BinaryIO, kind: Kind, shard: tuple[int, int]
         with opened_as(kind.name, file, path) as stream:
             head = stream.read(1 << 16)
         if index == 0 and head.startswith(_BOM):
-            yield Raw(name, 0, None, f"begins with a byte order mark, which json.load refuses: {_WITHOUT_BOM}")
+            yield Raw(name, 0, None, f"begins with a byte order mark, which json.load refuses: {_WITHOUT_BOM}", "nothing")
         layout, wrong = layout_of(path, head)
         if wrong:
             if index == 0:
-                yield Raw(name, 0, None, wrong)
+                yield Raw(name, 0, None, wrong, "file")
             return
         if layout == "lines" and kind.name == "plain":
             read, number = range_of(file, os.fstat(file.fileno()).st_size, shard)
@@ -113,7 +130,7 @@ def _json_records(path: Path, file: BinaryIO, kind: Kind, shard: tuple[int, int]
     except UNREADABLE as error:
         if index == 0 or kind.name == "plain":
             why = str(error)[:160] or type(error).__name__
-            yield Raw(name, number + 1, None, f"nothing can be read from here on: {why}")
+            yield Raw(name, number + 1, None, f"nothing can be read from here on: {why}", "part")
 
 
 def _lines(name: str, read: Callable[[int], bytes], number: int, max_bytes: int, shard: tuple[int, int]) -> Iterator[Raw]:
@@ -134,13 +151,13 @@ def _lines(name: str, read: Callable[[int], bytes], number: int, max_bytes: int,
 
 def _elements(name: str, read: Callable[[int], bytes], max_bytes: int, shard: tuple[int, int]) -> Iterator[Raw]:
     index, count = shard
-    for number, (data, line, error, parsed) in enumerate(elements(read, max_bytes), 1):
+    for number, (data, line, error, parsed, last) in enumerate(elements(read, max_bytes), 1):
         if number % count != index:
             continue
         known = type(parsed) is dict and not _closely(number)
         value = parsed if known else error or record_of(data, closely=_closely(number))
         if isinstance(value, str):
-            yield Raw(name, number, None, f"line {line}: {value}")
+            yield Raw(name, number, None, f"line {line}: {value}", "part" if last else "record")
         else:
             yield Raw(name, number, value)
 

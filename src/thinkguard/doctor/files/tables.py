@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from thinkguard.doctor.files.kinds import Fault
+
 _BATCH_BYTES: Final = 8 << 20
 _MOST_ROWS: Final = 1024
 
 
-def parquet_rows(path: Path, shard: tuple[int, int]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+def parquet_rows(path: Path, shard: tuple[int, int]) -> Iterator[tuple[int, Mapping[str, Any] | Fault]]:
     """Yield (row, record or what is wrong with it) of a Parquet file; row 0 for the file as a whole."""
     pa = _pyarrow(path)
     import pyarrow.parquet as pq
@@ -20,7 +22,7 @@ def parquet_rows(path: Path, shard: tuple[int, int]) -> Iterator[tuple[int, Mapp
         file = pq.ParquetFile(path, memory_map=True, buffer_size=1 << 20, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         if index == 0:
-            yield 0, f"cannot be read as Parquet: {_first_line(error)}; write it again, or download it again"
+            yield 0, _whole("Parquet", error)
         return
     with file:
         row, whole_groups = 1, file.metadata.num_row_groups >= count
@@ -33,7 +35,7 @@ def parquet_rows(path: Path, shard: tuple[int, int]) -> Iterator[tuple[int, Mapp
             row += about.num_rows
 
 
-def arrow_rows(path: Path, shard: tuple[int, int]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+def arrow_rows(path: Path, shard: tuple[int, int]) -> Iterator[tuple[int, Mapping[str, Any] | Fault]]:
     """Yield (row, record or what is wrong with it) of an Arrow file or stream; row 0 for the file as a whole."""
     pa = _pyarrow(path)
     index, _ = shard
@@ -44,7 +46,7 @@ def arrow_rows(path: Path, shard: tuple[int, int]) -> Iterator[tuple[int, Mappin
             reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
         except (pa.ArrowException, OSError) as error:
             if index == 0:
-                yield 0, f"cannot be read as Arrow: {_first_line(error)}; write it again, or download it again"
+                yield 0, _whole("Arrow", error)
             return
         batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else iter(reader)
         yield from _rows(pa, _sliced(batches), 1, shard, None)
@@ -52,7 +54,7 @@ def arrow_rows(path: Path, shard: tuple[int, int]) -> Iterator[tuple[int, Mappin
 
 def _rows(
     pa: Any, batches: Iterator[Any], row: int, shard: tuple[int, int], num_rows: int | None
-) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+) -> Iterator[tuple[int, Mapping[str, Any] | Fault]]:
     """Yield the rows of every n-th batch; `row` is the first one's number, `num_rows` how many there should be."""
     index, count = shard
     number, last = 0, row + (num_rows or 0)
@@ -62,7 +64,7 @@ def _rows(
         except (pa.ArrowException, OSError) as error:
             if index == 0:
                 rest = f"{last - row:,} rows" if num_rows else "the rows after it"
-                yield row, f"this row and {rest} cannot be read: {_first_line(error)}"
+                yield row, Fault(f"this row and {rest} cannot be read: {_first_line(error)}", "part")
             return
         if batch is None:
             return
@@ -71,14 +73,14 @@ def _rows(
         row, number = row + batch.num_rows, number + 1
 
 
-def _records(pa: Any, batch: Any, row: int) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+def _records(pa: Any, batch: Any, row: int) -> Iterator[tuple[int, Mapping[str, Any] | Fault]]:
     """Yield a batch's rows; if one of them cannot be had, row by row."""
     try:
         batch.validate(full=True)
         values = batch.to_pylist()
     except (pa.ArrowException, ValueError, OverflowError, KeyError) as error:
         if batch.num_rows == 1:
-            yield row, f"this row cannot be read: {_first_line(error)}"
+            yield row, Fault(f"this row cannot be read: {_first_line(error)}")
         else:
             half = batch.num_rows // 2
             yield from _records(pa, batch.slice(0, half), row)
@@ -97,6 +99,10 @@ def _sliced(batches: Iterator[Any]) -> Iterator[Any]:
 
 def _rows_of(num_bytes: int, num_rows: int) -> int:
     return max(1, min(_MOST_ROWS, num_rows * _BATCH_BYTES // max(num_bytes, 1)))
+
+
+def _whole(format: str, error: Exception) -> Fault:
+    return Fault(f"cannot be read as {format}: {_first_line(error)}; write it again, or download it again", "file")
 
 
 def _first_line(error: Exception) -> str:

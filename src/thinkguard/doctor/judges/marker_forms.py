@@ -30,6 +30,7 @@ _SPELLINGS: Final = {
 _BRACKETS: Final = "<>[]/|◁▷"
 _OPENERS: Final = "<[◁"
 _ALSO: Final = (("<reasoning>", "</reasoning>"), ("[thinking]", "[/thinking]"))  # of data sets, not of a family
+_HINTS: Final = "<＜‹〈《⟨[［【◁&\\"  # with one of these every spelling begins
 _LF_BARE: Final = ("hy3", "glm4_7", "mimo_v2")  # whose template in LLaMA-Factory has no white space around the markers
 _LF_WORDS: Final = ("<think>\n", "\n</think>\n\n")
 
@@ -49,7 +50,7 @@ class Markers:
     marks: tuple[str, ...]  # all of the family's
     form: tuple[str, str, str]  # canonical white space: behind the start, before the end, behind the end
     exact: tuple[tuple[str, str], ...]  # each marker, with its group: "s" or "e"
-    hint: re.Pattern[str]  # where a misspelled or another family's marker may begin; nearly free on other text
+    hint: re.Pattern[str]  # where a misspelled or another family's marker may begin
     alike: re.Pattern[str]  # matched there; groups "s", "e", "fs", "fe" (written in another way), "os", "oe" (another's)
 
     @classmethod
@@ -75,13 +76,17 @@ class Markers:
             family, trainer, replaces, bool(prompt_opens), start, end, *words, marks, form, exact, _hint(family), alike
         )
 
+    def may_stand_in(self, text: str) -> bool:
+        """Whether a text may hold a marker that is misspelled or another family's; nearly free where it holds none."""
+        return any(char in text for char in _HINTS) and self.hint.search(text) is not None
+
 
 def _hint(family: ThinkFormat) -> re.Pattern[str]:
     starts, ends = _telling()
     bare = {re.sub(r"^[<\[◁][/|]?", "", mark)[:1] for mark in (*family.starts, *family.ends, *starts, *ends)}
     letters = "".join(sorted({form for char in bare for form in _forms(char)}))
     after = rf"(?<=\\)(?:u003|x3|\\?[<&])|(?<=&)(?:amp;|lt|LT|#)|(?<![\\&]){_INNER}[/／\\|｜]?{_INNER}[{re.escape(letters)}]"
-    return re.compile(rf"[<＜‹〈《⟨\[［【◁&\\](?={after})")
+    return re.compile(rf"[{re.escape(_HINTS)}](?={after})")
 
 
 def _forms(char: str) -> tuple[str, ...]:

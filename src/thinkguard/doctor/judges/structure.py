@@ -7,7 +7,8 @@ plain string; only the others meet a regular expression. All of it is linear in 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from heapq import merge
 from typing import Final, NamedTuple
@@ -41,8 +42,8 @@ class Reading:
     broken: str = ""  # the check that the structure fails
     kind: str = ""
     spot: tuple[int, int] = (0, 0)
-    foreign: list[Event] = field(default_factory=list)  # markers written in another way
-    quoted: list[Event] = field(default_factory=list)  # markers that are talked about
+    foreign: Sequence[Event] = ()  # markers written in another way
+    quoted: Sequence[Event] = ()  # markers that are talked about
     opened: bool = False  # by the prompt
 
 
@@ -73,7 +74,7 @@ def read_turn(content: str, markers: Markers, opened: bool = False) -> Reading:
 
 def _read_slowly(content: str, markers: Markers, opened: bool) -> Reading:
     exact = exact_events(content, markers)
-    if not exact and markers.hint.search(content) is None:
+    if not exact and not markers.may_stand_in(content):
         return Reading()
     events, quoted = _unquoted(content, exact)
     reading = _structure(content, events, markers, opened)

@@ -46,11 +46,13 @@ def look(record: Record, markers: Markers) -> Judged:
     for index in own:
         turn = turns[index]
         prompt = turns[index - 1].content if index else ""
-        opened = markers.prompt_opens or (markers.start in prompt and prompt.rstrip().endswith(markers.start))
+        opened = markers.prompt_opens or prompt.rstrip().endswith(markers.start)
         reading = read_turn(turn.content, markers, opened) if turn.content else Reading()
         inside = _judge_turn(turn, reading, markers, judged)
         if not paired and (index + 1 == len(turns) or turns[index + 1].role not in ("assistant", "tool")):
             _judge_answer(turn, reading, judged)
+            if index:  # a text that was not parted into turns may hold its question
+                _judge_lead(turn, reading, markers, judged)
         held = held or inside
         empty = empty or (not inside and reading.block is not None)
         if inside and index != own[-1]:
@@ -58,7 +60,7 @@ def look(record: Record, markers: Markers) -> Judged:
         if index == own[-1]:
             _split(turn, reading, judged)
     _judge_others(turns, markers, judged)
-    _judge_record(record, held, empty, judged)
+    _judge_record(record, turns[own[-1]], held, empty, judged)
     return judged
 
 
@@ -76,12 +78,14 @@ def _judge_turn(turn: Turn, reading: Reading, markers: Markers, judged: Judged) 
     """Judge one assistant turn; returns whether it holds reasoning."""
     content, hits = turn.content, judged.hits
     inline = reading.block is not None and bool(content[reading.block[1] : reading.block[2]].strip())
+    where_inline = facts.INLINE
     for event in reading.foreign[:1]:
         check, kind = difference(content[event.start : event.end], event.group)
         hits.append(Hit(check, kind, show(content, event.start, event.end)))
+        where_inline = facts.MISSPELLED + check
     if reading.broken:
         hits.append(Hit(reading.broken, reading.kind, show(content, *reading.spot)))
-        if reading.broken == "half-open":
+        if reading.broken == "half-open" and not reading.foreign:
             judged.facts.append(facts.HALF_OPEN)
     elif inline and reading.block is not None and not reading.foreign:
         form = form_of(content, reading.block, markers)
@@ -102,8 +106,8 @@ def _judge_turn(turn: Turn, reading: Reading, markers: Markers, judged: Judged) 
         elif not inline and not turn.read:
             hits.append(Hit("field-unread", f"in {turn.place}", f"{turn.place}: {show(turn.reasoning or '', 0, _SHOWN)}"))
     if inline:
-        judged.facts.append(facts.INLINE)
-        if reading.block is not None and content[: reading.block[0]].strip():
+        judged.facts.append(where_inline)
+        if reading.block is not None and reading.block[0] and content[: reading.block[0]].strip():
             judged.facts.append(LEADING_TEXT)
     if turn.calls and (inline or field):
         judged.facts.append(facts.TOOL_REASONING)
@@ -134,6 +138,16 @@ def _judge_answer(turn: Turn, reading: Reading, judged: Judged) -> None:
             judged.hits.append(Hit("no-answer", "no text at all", "assistant: " + repr(content[:_SHOWN])))
 
 
+def _judge_lead(turn: Turn, reading: Reading, markers: Markers, judged: Judged) -> None:
+    """Say whether a turn speaks before it thinks; one that calls a tool may do so."""
+    if turn.calls or reading.broken or reading.block is None or not reading.block[0]:
+        return
+    lead = turn.content[: reading.block[0]].lstrip()
+    if lead and lead.rstrip() not in markers.format.assistant_headers:  # as of a turn that was saved rendered
+        shown = show(turn.content, reading.block[0] - len(lead), reading.block[0])
+        judged.hits.append(Hit("leading-text", "text before the block", shown))
+
+
 def _span(reading: Reading) -> tuple[int, int]:
     return (reading.block[0], reading.block[1]) if reading.block else (0, 0)
 
@@ -156,7 +170,10 @@ def _judge_others(turns: list[Turn], markers: Markers, judged: Judged) -> None:
         content = turn.content
         if turn.shape == "parts":
             judged.facts.append(facts.PARTS)
-        if not any(mark in content for mark in markers.marks):
+        for mark in markers.marks:
+            if mark in content:
+                break
+        else:
             continue
         events = exact_events(content, markers)
         event = events[0]
@@ -168,9 +185,8 @@ def _judge_others(turns: list[Turn], markers: Markers, judged: Judged) -> None:
             judged.facts.append(facts.LITERAL)
 
 
-def _judge_record(record: Record, held: bool, empty: bool, judged: Judged) -> None:
+def _judge_record(record: Record, last: Turn, held: bool, empty: bool, judged: Judged) -> None:
     judged.facts.append(facts.WITH_REASONING if held else facts.WITHOUT_REASONING)
-    last = next(turn for turn in reversed(record.turns) if turn.role == "assistant")
     if record.thinks is False:
         judged.facts.append(SWITCHED_OFF)
         if held:

@@ -72,7 +72,7 @@ def _unusual(message: Mapping[str, Any], name: Any, content: Any, reads: Reads) 
     plain = name.strip().lower() if isinstance(name, str) else ""
     if plain in CALLS:
         turn = turn_of(message, "assistant", content, reads)
-        turn.calls += 1
+        turn.calls = max(turn.calls, 1)
         return turn
     if plain in REASONING_ROLES:
         told = turn_of({}, "assistant", content, reads)
@@ -85,10 +85,15 @@ def _unusual(message: Mapping[str, Any], name: Any, content: Any, reads: Reads) 
 
 def _keys_of(message: Mapping[str, Any]) -> tuple[str, str]:
     """Return the keys of role and content, the first empty if there is no role."""
-    role_key = next((key for key in _ROLE_KEYS if isinstance(message.get(key), str)), "")
-    if not role_key:
+    for role_key in _ROLE_KEYS:
+        if isinstance(message.get(role_key), str):
+            break
+    else:
         return "", ""
-    return role_key, next((key for key in _CONTENT_KEYS if key in message), "value" if role_key == "from" else "content")
+    for content_key in _CONTENT_KEYS:
+        if content_key in message:
+            return role_key, content_key
+    return role_key, "value" if role_key == "from" else "content"
 
 
 def _of_pairs(messages: Sequence[Any], reads: Reads) -> list[Turn]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +14,8 @@ from thinkguard.errors import InputError
 Formatting = Literal["alpaca", "sharegpt", "openai"]
 _NAME: Final = "dataset_info.json"
 _LEVELS: Final = 3  # the file's own folder, and two above: a file_name may lie in folders
-_HUBS: Final = ("file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+_ELSEWHERE: Final = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")  # go before a file_name
+_PLACES: Final = ("file_name", *_ELSEWHERE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,13 @@ _TAGS: Final = tuple(field.name for field in fields(Columns) if field.name.endsw
 
 
 def columns_of(file: Path, trainer: str | None = None) -> Columns | None:
-    """Return what a dataset_info.json beside the file (or up to two folders above) says about it, None if nothing does.
+    """Return what a dataset_info.json beside the file (or up to two folders above) says about it, None if nothing does."""
+    found = entry_of(file, trainer)
+    return None if found is None else columns_from(*found)
+
+
+def entry_of(file: Path, trainer: str | None = None) -> tuple[str, Mapping[str, Any]] | None:
+    """Return the entry of a file, with its name, as `columns_of` reads it.
 
     Only LLaMA-Factory reads it, or nobody knows who does. InputError if there is one that it could not read.
     """
@@ -56,12 +63,34 @@ def columns_of(file: Path, trainer: str | None = None) -> Columns | None:
         return None
     file = file.absolute()
     for folder in file.parents[:_LEVELS]:
-        entries = _entries(folder / _NAME)
-        for name, entry in entries.items():
+        for name, entry in _entries(folder / _NAME).items():
             listed = entry.get("file_name")
             if isinstance(listed, str) and (target := folder / listed) and (target == file or target in file.parents):
-                return columns_from(name, entry)
+                return name, entry
     return None
+
+
+def entry_for(entry: Mapping[str, Any], file_name: str) -> dict[str, Any]:
+    """Return an entry for another file of the same shape."""
+    return {"file_name": file_name} | {name: value for name, value in entry.items() if name not in _PLACES}
+
+
+def missing_files(files: Iterable[Path], folders: Sequence[Path], trainer: str | None) -> list[tuple[Path, str]]:
+    """Return files that are not there but named by a dataset_info.json in one of the folders, each with what names it."""
+    if trainer not in (None, "llamafactory"):
+        return []
+    given = {folder.absolute() for folder in folders}
+    near = dict.fromkeys(parent for file in files for parent in file.absolute().parents[:_LEVELS])
+    found: dict[Path, str] = {}
+    for folder in near:
+        if given.isdisjoint((folder, *folder.parents)):
+            continue
+        for name, entry in _entries(folder / _NAME).items():
+            listed = entry.get("file_name")
+            here = isinstance(listed, str) and not any(place in entry for place in _ELSEWHERE)
+            if here and not (file := folder / str(listed)).exists():
+                found[file] = f"{name!r} of {_NAME}"
+    return list(found.items())
 
 
 def columns_from(name: str, entry: Mapping[str, Any]) -> Columns:
@@ -107,5 +136,5 @@ def _entries(file: Path) -> Mapping[str, Mapping[str, Any]]:
     return {
         name: entry
         for name, entry in value.items()
-        if isinstance(entry, dict) and any(hub in entry for hub in _HUBS) and isinstance(name, str)
+        if isinstance(entry, dict) and any(place in entry for place in _PLACES) and isinstance(name, str)
     }

@@ -81,12 +81,13 @@ def _turn(message: Any, number: int, columns: Columns, reads: Reads) -> Turn:
             f"message {number} has {columns.role_tag} {name!r:.40}: dataset_info.json wants {', '.join(map(repr, roles))}; "
             "name the data's own in its tags"
         )
-    if columns.content_tag not in message:
+    called = columns.formatting == "openai" and num_calls(message)  # `datasets` gives such a message a content of null
+    if columns.content_tag not in message and not called:
         keys = ", ".join(map(str, list(message)[:9]))
         raise ShapeError(
             f"message {number} has no {columns.content_tag!r}, but {keys}; name its key in tags of dataset_info.json"
         )
-    turn = turn_of(message, role, message[columns.content_tag], reads)
+    turn = turn_of(message, role, message.get(columns.content_tag), reads)
     if columns.formatting != "openai":
         turn.calls_beside = False  # the sharegpt converter reads the content alone
     if name == columns.function_tag and not num_calls(message):

@@ -21,6 +21,8 @@ from thinkguard.doctor.records.turns import Reads, ShapeError
 _CONTAINERS: Final = (
     *("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns", "reannotated_messages"),
 )
+NOTHING: Final = "nothing"
+"""The shape of a file in which no record was recognised."""
 
 
 @dataclass(slots=True)
@@ -33,7 +35,7 @@ class RecordReader:
 
     trainer: str | None = None
     columns: Columns | None = None
-    shape: str = "nothing"  # what was recognised: "messages", "sharegpt", "alpaca", "prompt/completion", ...
+    shape: str = NOTHING  # what was recognised: "messages", "sharegpt", "alpaca", "prompt/completion", ...
     _reads: Reads = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -112,7 +114,7 @@ class RecordReader:
     def _conversation(self, name: str, value: Mapping[str, Any]) -> tuple[str, list[Turn]]:
         turns = turns_of(value[name], self._reads)
         first = value[name][0] if isinstance(value[name], list) else None
-        shape = "sharegpt" if isinstance(first, Mapping) and "from" in first else name
+        shape = "sharegpt" if isinstance(first, dict) and "from" in first else name
         if turns[-1].role != "assistant":  # some sets keep the answer beside the prompt
             found = answer_turn(value, names_of(tuple(value)), self._reads)
             if found and any(turn.reasoning or turn.content for turn in found[0]):

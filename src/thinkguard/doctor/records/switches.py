@@ -15,6 +15,7 @@ _COLUMNS: Final = (
     *("enable_thinking", "thinking_mode", "reasoning_mode", "reasoning", "thinking", "think", "think_mode"),
     *("reasoning_effort", "no_think", "mode"),
 )
+_COLUMN_NAMES: Final = frozenset(_COLUMNS)
 _ON: Final = ("on", "true", "think", "thinking", "enabled", "low", "medium", "high", "yes")
 _OFF: Final = (
     "off",
@@ -42,11 +43,11 @@ def switch_of(value: Mapping[str, Any], turns: Sequence[Turn]) -> tuple[bool | N
             if turn.role == role and (found := _in_text(turn.content, role)):
                 return found
     arguments = value.get("chat_template_kwargs")
-    if isinstance(arguments, Mapping):
+    if arguments and isinstance(arguments, Mapping):
         for name in _ARGUMENTS:
             if name in arguments and (thinks := _meant(arguments[name])) is not None:
                 return thinks, f"chat_template_kwargs {name}={arguments[name]}"
-    for name in _COLUMNS:
+    for name in () if _COLUMN_NAMES.isdisjoint(value) else _COLUMNS:
         if name in value and (thinks := _meant(value[name])) is not None:
             return (not thinks if name == "no_think" else thinks), f"column {name}={value[name]}"
     return None, ""
@@ -56,7 +57,7 @@ def _in_text(text: str, role: str) -> tuple[bool, str] | None:
     """Find the last switch in a text."""
     if role == "system" and "detailed thinking " in text and (found := _DETAILED.findall(text)):
         return found[-1] == "on", f"detailed thinking {found[-1]}"
-    if "think" in text and "/" in text and (found := _SLASH.findall(text)):
+    if "/" in text and "think" in text and (found := _SLASH.findall(text)):
         return found[-1] == "think", f"/{found[-1]}"
     return None
 

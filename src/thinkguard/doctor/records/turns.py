@@ -47,7 +47,7 @@ def turn_of(message: Mapping[str, Any], role: Role, content: Any, reads: Reads) 
         turn = _from_parts((content,), role)
     else:
         raise ShapeError(f"the content of a {role} message is {content!r:.40}: wanted is a string, a list of parts or null")
-    if role == "assistant" and len(message) > 2:
+    if role == "assistant" and (content is None or len(message) > 2):
         if turn.reasoning is None:
             add_reasoning(turn, message)
         turn.calls += num_calls(message)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Final
 
 from thinkguard.doctor.check import Check
-from thinkguard.doctor.records.record import IN_FIELD, INLINE
+from thinkguard.doctor.records.record import IN_FIELD, INLINE, MISSPELLED
 from thinkguard.doctor.records.record import PARTS as CONTENT_AS_PARTS
 from thinkguard.doctor.records.trainers import trainer_of
 from thinkguard.doctor.template.probes import PARTS
-
-MISSPELLED: Final = f"{INLINE}, see "  # + the check of the data that says how: not in the family's own markers
 
 
 @dataclass(frozen=True, slots=True)
