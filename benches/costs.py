@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import numpy as np
-from step import Walk, vocabulary
+from core import Walk, vocabulary
 
 from thinkguard import ThinkFormat, ThinkPolicy, ThinkProgram
 

@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import vllm
-from run import machine
-from step import WIDTH, vocabulary
+from core import WIDTH, vocabulary
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate
 from vllm.v1.sample.thinking_budget_state import ThinkingBudgetStateHolder
 
 from thinkguard import ThinkFormat, ThinkPolicy, ThinkProgram
+from thinkguard.bench.machine import machine
 from thinkguard.vllm_requests import Guard
 from thinkguard.vllm_v1 import V1Rows
 
@@ -143,7 +142,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=32)
     options = parser.parse_args()
     command = f"python benches/vllm_v1.py --requests {options.requests}"
-    figures = {"command": command, "machine": {**machine(), "vllm": vllm.__version__}, **run(options.requests)}
+    figures = {"command": command, "machine": machine(), **run(options.requests)}
     print(json.dumps(figures, indent=2))
     if options.requests == 32:
         assert figures["ratio"]["median"] >= ASKED_RATIO, f"{figures['ratio']} is less than what was promised"

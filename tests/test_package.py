@@ -35,7 +35,14 @@ ORDER = [
     "doctor.serving.unusual", "doctor.serving.verdict", "doctor.serving.server", "doctor.page.plots",
     "doctor.page.references", "doctor.page.text", "doctor.page.write", "doctor.examine", "training.places",
     "training.labels", "training.model", "training.samples", "training.findings", "training.records", "training.monitor",
-    "training.callback", "demo.arithmetic", "demo.run", "doctor.commands", "cli", "__main__",
+    "training.callback", "demo.arithmetic", "demo.run", "bench.machine", "bench.timing", "bench.setting",
+    "bench.alternatives.alternative", "bench.alternatives.interpreted", "bench.alternatives.nothing",
+    "bench.alternatives.plain_torch", "bench.alternatives.guard", "bench.alternatives.vllm_common",
+    "bench.alternatives.vllm_v1", "bench.alternatives.vllm_v2", "bench.alternatives.sglang_source",
+    "bench.alternatives.sglang_processor", "bench.alternatives.sglang_strict", "bench.alternatives.xgrammar_tag",
+    "bench.alternatives.llguidance_lark", "bench.cases", "bench.reading", "bench.correctness", "bench.step",
+    "bench.start", "bench.instructions", "bench.generating", "bench.serving", "bench.quality", "bench.table",
+    "bench.plots", "bench.run", "bench.commands", "doctor.commands", "cli", "__main__",
 ]  # fmt: skip
 # Named by a method of an earlier module, imported when it is called.
 LATE = {

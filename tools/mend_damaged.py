@@ -25,6 +25,7 @@ from train_tiny_models import encode
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
+from thinkguard.bench.machine import machine
 from thinkguard.demo.arithmetic import Question, questions
 from thinkguard.demo.run import MODELS, Asked, summarize
 from thinkguard.doctor.examine import examine, mend_template
@@ -212,9 +213,6 @@ def main() -> None:
     parser.add_argument("--only-table", action="store_true", help="rewrite the tables from the figures that are there")
     args = parser.parse_args()
     if not args.only_table:
-        sys.path.insert(0, str(ROOT / "benches"))
-        from run import machine
-
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         transformers_logging.disable_progress_bar()
         figures = {"command": "python tools/mend_damaged.py", "machine": machine()}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thinkguard import ThinkFormat, ThinkGuardError, ThinkPolicy, __version__
+from thinkguard.bench.commands import add_command
 from thinkguard.doctor.commands import add_commands
 from thinkguard.errors import InputError
 from thinkguard.formats import describe
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.set_defaults(run=_explain)
 
     add_commands(commands, _positive, _seconds)
+    add_command(commands)
 
     formats = commands.add_parser("formats", help="list the model families, or print one")
     formats.add_argument("name", nargs="?", metavar="NAME")

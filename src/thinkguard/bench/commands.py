@@ -1,0 +1,48 @@
+"""The command `bench`: parses and prints, the work is done beside this file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from thinkguard.errors import InputError
+
+PARTS = ("correctness", "step", "start", "instructions", "generate", "serve", "quality")
+
+
+def add_command(commands: Any) -> None:
+    """Add the parser to the subparsers of the command line."""
+    bench = commands.add_parser("bench", help="what the guard costs and does, beside every alternative here")
+    bench.add_argument("--quick", action="store_true", help="the short form, under two minutes")
+    bench.add_argument("--parts", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
+    bench.add_argument(
+        "--tokenizers", type=Path, metavar="DIR", help="real ones for the cases: qwen3, qwen2.5-instruct, phi-4, olmo3-think"
+    )
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write all figures, and what every case printed")
+    bench.set_defaults(run=_bench)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from thinkguard.bench import run
+    from thinkguard.bench.table import tables
+
+    if options.tokenizers is not None and not (options.tokenizers / "qwen3").is_dir():
+        raise InputError(f"--tokenizers {options.tokenizers}: holds no folder qwen3; leave it out for made tokenizers")
+    plan = run.Plan(quick=options.quick, tokenizers=options.tokenizers)
+    parts = options.parts or (run.QUICK if options.quick else PARTS)
+    begin = time.perf_counter()
+
+    def tell(part: str) -> None:
+        print(f"{time.perf_counter() - begin:6.0f} s  {part}", file=sys.stderr, flush=True)
+
+    figures = run.measure(parts, plan, tell)
+    for part, table in tables(figures).items():
+        print(f"\n{part}\n\n{table}")
+    if options.json is not None:
+        options.json.write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        print(f"{options.json}: all figures", file=sys.stderr)
+    return 0

@@ -1,0 +1,111 @@
+"""What the guard costs a user of `generate()`: tokens per second with and without it, in pairs.
+
+Two models: the embedded one, whose steps take a millisecond, so that any cost of a processor shows; and one of random
+weights with a vocabulary of 151,936 tokens, whose logits are as wide as a real model's. Both runs of a pair generate as
+many tokens: EOS ends nothing (`min_new_tokens`), and the guard's budget is reached in the middle, so that steps of free
+thinking, the forced end and the answer are all in it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from thinkguard.bench.setting import Setting
+from thinkguard.bench.timing import ratio, spread
+from thinkguard.demo.run import MODELS
+
+NEW_TOKENS: Final = 96
+BUDGET: Final = 48
+
+
+@dataclass(slots=True)
+class Served:
+    """A model with its tokenizer and the prompts of one batch."""
+
+    name: str
+    model: Any
+    setting: Setting
+    batch: int
+
+
+def embedded(batch: int) -> Served:
+    """The embedded model."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(MODELS / "healthy").float().eval()
+    return Served("embedded model", model, Setting.load(MODELS / "healthy", model.config.vocab_size), batch)
+
+
+def random_weights(setting: Setting, batch: int) -> Served:
+    """A small Qwen3 with random weights whose logits are `setting.width` wide."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=setting.width, hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=64, tie_word_embeddings=True, bos_token_id=None, pad_token_id=None,
+        eos_token_id=setting.eos_ids[0],
+    )  # fmt: skip
+    return Served(f"random weights, {setting.width:,} tokens", Qwen3ForCausalLM(config).eval(), setting, batch)
+
+
+def run(served: Sequence[Served], pairs: int) -> list[dict[str, Any]]:
+    """Measure each model. Returns per model {"model", "batch", "alone", "guarded", "ratio"}, tokens per second."""
+    return [_measured(one, pairs) for one in served]
+
+
+def _measured(served: Served, pairs: int) -> dict[str, Any]:
+    import torch
+    from transformers.utils import logging
+
+    from thinkguard.hf import ThinkLogitsProcessor
+
+    logging.disable_progress_bar()
+
+    guard = ThinkLogitsProcessor(served.setting.program, max_thinking_tokens=BUDGET)
+    prompt = served.setting.encode("What is 123 + 456?" + served.setting.start + "\n")
+    ids = torch.tensor([prompt] * served.batch)
+    arguments = dict(
+        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS, pad_token_id=served.setting.eos_ids[0],
+    )  # fmt: skip
+
+    def alone() -> Any:
+        return served.model.generate(**arguments)
+
+    def guarded() -> Any:
+        with guard.attach(served.model):
+            return served.model.generate(**arguments)
+
+    rates: dict[str, list[float]] = {"alone": [], "guarded": []}
+    runs: dict[str, Callable[[], Any]] = {"alone": alone, "guarded": guarded}
+    with torch.no_grad():
+        for number in range(pairs + 1):
+            for name in sorted(runs, reverse=bool(number % 2)):
+                torch.manual_seed(number)
+                begin = time.perf_counter()
+                out = runs[name]()
+                seconds = time.perf_counter() - begin
+                assert out.shape == (served.batch, len(prompt) + NEW_TOKENS)
+                if name == "guarded":
+                    _check(guard, prompt, out[:, len(prompt) :].tolist())
+                if number:  # the first pair warms up
+                    rates[name].append(served.batch * NEW_TOKENS / seconds)
+    return {
+        "model": served.name,
+        "batch": served.batch,
+        **{name: spread(found, "tokens per second") for name, found in rates.items()},
+        "ratio": ratio(rates["guarded"], rates["alone"]),
+    }
+
+
+def _check(guard: Any, prompt: list[int], outputs: list[list[int]]) -> None:
+    """The budget was held in every row that was timed."""
+    for output in outputs:
+        trace = guard.explain(prompt, output, NEW_TOKENS)
+        assert trace.thinking_tokens <= BUDGET, trace
+        assert trace.think_blocks == 1, trace

@@ -1,0 +1,108 @@
+"""What a budget costs in right answers: the embedded model under one budget after the other, closed in different ways.
+
+Held-out questions of arithmetic are answered by sampling, all ways with the same seed. "hard cut" closes at the cap,
+"line boundary" at the first end of a line in the last sixteen tokens before it, "close message" says so before the end
+marker, and "rising bias" makes the end likelier from half the budget on. "unlimited" is the model alone, without a budget
+and with room enough for every thinking that ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from thinkguard.demo.arithmetic import Question, is_right, questions
+from thinkguard.demo.run import MODELS
+from thinkguard.policy import ThinkPolicy
+
+ANSWER_TOKENS: Final = 40  # room behind the budget, for the end marker, a message and the answer
+BUDGETS: Final = (0, 10, 20, 30, 40, 60, 80, 120, 160)
+WAYS: Final[dict[str, dict[str, Any]]] = {
+    "hard cut": {},
+    "line boundary": {"grace_tokens": 16, "close_at": "line"},
+    "close message": {"close_message": "Time is up."},
+    "rising bias": {"close_bias": 8.0},
+}
+UNLIMITED: Final = "unlimited"
+_ROOM: Final = 256  # new tokens of the model alone
+_SEED: Final = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What came of all questions under one way and one budget."""
+
+    way: str
+    budget: int | None
+    num: int
+    right: int
+    well_formed: int
+    mean_thinking_tokens: float
+
+
+def policy_of(way: str, budget: int) -> ThinkPolicy:
+    """Return the policy of one way to hold a budget."""
+    fields = dict(WAYS[way])
+    if way == "rising bias":  # which needs room to rise
+        fields = {**fields, "soft_thinking_tokens": budget // 2} if budget else {}
+    if "grace_tokens" in fields:
+        fields["grace_tokens"] = min(fields["grace_tokens"], budget)
+    return ThinkPolicy(max_thinking_tokens=budget, **fields)
+
+
+def run(num: int, budgets: Sequence[int] = BUDGETS) -> dict[str, Any]:
+    """Ask `num` questions under every way and budget. Returns {"num", "budgets", "rows": [Quality as a dict]}."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    from thinkguard.hf import ThinkLogitsProcessor
+
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)  # steps are too small to be shared
+    tokenizer = AutoTokenizer.from_pretrained(MODELS / "healthy")
+    model = AutoModelForCausalLM.from_pretrained(MODELS / "healthy").float().eval()
+    asked = questions(num)
+    chats = [[{"role": "user", "content": question.text}] for question in asked]
+    texts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
+    inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
+    width = inputs["input_ids"].shape[1]
+
+    def answers(guard: Any, limit: int) -> tuple[list[list[int]], list[list[int]]]:
+        torch.manual_seed(_SEED)
+        arguments = dict(max_new_tokens=limit, do_sample=True, temperature=0.8, top_k=0, top_p=1.0)
+        with torch.no_grad():
+            if guard is None:
+                out = model.generate(**inputs, **arguments)
+            else:
+                with guard.attach(model):
+                    out = model.generate(**inputs, **arguments)
+        return inputs["input_ids"].tolist(), out[:, width:].tolist()
+
+    alone = ThinkLogitsProcessor(tokenizer, format="think")
+    rows = []
+    for budget in budgets:
+        limit = budget + ANSWER_TOKENS
+        for way in WAYS:
+            guard = ThinkLogitsProcessor(tokenizer, format="think", policy=policy_of(way, budget))
+            prompts, outputs = answers(guard, limit)
+            traces = [guard.explain(p, o, limit) for p, o in zip(prompts, outputs, strict=True)]
+            assert all(trace.thinking_tokens <= budget and not trace.violations for trace in traces), (way, budget)
+            rows.append(_counted(way, budget, asked, traces))
+    prompts, outputs = answers(None, _ROOM)
+    judged = ThinkPolicy(opening="allow")
+    traces = [alone.program.explain(p, o, judged) for p, o in zip(prompts, outputs, strict=True)]
+    rows.append(_counted(UNLIMITED, None, asked, traces))
+    return {"num": num, "answer_tokens": ANSWER_TOKENS, "budgets": list(budgets), "rows": [asdict(row) for row in rows]}
+
+
+def _counted(way: str, budget: int | None, asked: Sequence[Question], traces: Sequence[Any]) -> Quality:
+    return Quality(
+        way=way,
+        budget=budget,
+        num=len(traces),
+        right=sum(is_right(question, trace.answer) for question, trace in zip(asked, traces, strict=True)),
+        well_formed=sum(trace.finished and trace.well_formed and trace.think_blocks == 1 for trace in traces),
+        mean_thinking_tokens=sum(trace.thinking_tokens for trace in traces) / len(traces),
+    )
