@@ -20,7 +20,7 @@ os.environ.update(
 )  # fmt: skip
 HOSTS = (
     *("torch", "transformers", "tokenizers", "sentencepiece", "tiktoken", "jinja2", "triton", "vllm", "openai"),
-    *("pyarrow", "orjson", "matplotlib", "ray", "trl"),
+    *("pyarrow", "orjson", "matplotlib", "ray", "trl", "psutil", "sglang", "xgrammar", "llguidance"),
 )
 if os.environ.get("CI"):
     missing = [name for name in HOSTS if importlib.util.find_spec(name) is None]

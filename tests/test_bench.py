@@ -15,13 +15,13 @@ torch = pytest.importorskip("torch", reason="the logits are torch's")
 pytest.importorskip("transformers", reason="the tokenizers are transformers'")
 
 from thinkguard import cli  # noqa: E402
-from thinkguard.bench import generating, instructions, quality, run, start, step  # noqa: E402
+from thinkguard.bench import commands, generating, instructions, quality, run, start, step  # noqa: E402
 from thinkguard.bench.alternatives.alternative import MODULES, Cannot, load  # noqa: E402
 from thinkguard.bench.plots import draw  # noqa: E402
 from thinkguard.bench.reading import complaint  # noqa: E402
 from thinkguard.bench.setting import Request, Setting, make_tokenizer  # noqa: E402
 from thinkguard.bench.table import tables  # noqa: E402
-from thinkguard.bench.timing import in_turn, ratio, spread  # noqa: E402
+from thinkguard.bench.timing import in_pairs, ratio, spread  # noqa: E402
 from thinkguard.errors import InputError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -210,14 +210,22 @@ def test_quality_is_counted(monkeypatch):
         assert row["mean_thinking_tokens"] <= 6
 
 
-def test_times_are_taken_in_turn():
-    order = []
-    times = in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, seconds=0, warm_up=0)
-    assert order == ["a", "b"] * 4, "one call each to see how long it takes, and one a round"
-    assert [len(found) for found in times.values()] == [3, 3]
+def test_runs_are_timed_in_pairs():
+    order, checked = [], []
+    runs = {name: lambda seed, name=name: order.append((name, seed)) for name in ("alone", "guarded")}
+    rates = in_pairs(runs, lambda name, made: checked.append(name), pairs=2, num_tokens=10)
+    turns = [("alone", 0), ("guarded", 0), ("guarded", 1), ("alone", 1), ("alone", 2), ("guarded", 2)]
+    assert order == turns
+    assert checked == [name for name, _ in turns]
+    assert rates["alone"]["num"] == rates["ratio"]["pairs"] == 2, "the first pair warms up"
     assert spread([3.0, 1.0, 2.0], "s") == {"median": 2.0, "low": 1.0, "high": 3.0, "num": 3, "unit": "s"}
     told = ratio([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     assert (told["median"], told["low"], told["high"], told["pairs"]) == (2.0, 2.0, 2.0, 3)
+
+
+def test_the_command_offers_the_parts_that_there_are():
+    assert tuple(run.PARTS) == commands.PARTS
+    assert set(run.QUICK) < set(run.PARTS)
 
 
 def test_the_command_prints_tables_and_writes_all_figures(monkeypatch, tmp_path, capsys):

@@ -20,7 +20,7 @@ CHECKPOINT = Path(cli.__file__).parent / "demo" / "models" / "healthy"
 CHAT = "<|im_start|>user\nWhat is 123 + 456?<|im_end|>\n<|im_start|>assistant\n"
 CAPS = (0, 3, 7)  # of the requests that each rank gets
 WITHIN = 600  # seconds: seven processes import vLLM, one after another and on two cores
-# vLLM's LLM refuses dense models with several ranks; what its server uses does not. A script of its own: it forks the ranks.
+# vLLM's LLM refuses dense models with several ranks; what its server uses does not. A script of its own: ranks import it.
 ENGINE = """
 import asyncio, json, sys
 from vllm import SamplingParams

@@ -27,11 +27,9 @@ from transformers.utils import logging as transformers_logging
 
 from thinkguard.bench.machine import machine
 from thinkguard.demo.arithmetic import Question, questions
-from thinkguard.demo.run import MODELS, Asked, summarize
+from thinkguard.demo.run import MODELS, Asked, ask, summarize
 from thinkguard.doctor.examine import examine, mend_template
 from thinkguard.hf import ThinkLogitsProcessor
-from thinkguard.policy import ThinkPolicy
-from thinkguard.trace import ThinkTrace
 from thinkguard.training import TagMonitorCallback
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,28 +61,11 @@ def write_data(file: Path, num: int) -> None:
             out.write(json.dumps({"messages": [asked, {"role": "assistant", "content": record.content}]}) + "\n")
 
 
-def ask(model: Any, tokenizer: Any, asked: list[Question], name: str, guarded: bool) -> Asked:
+def counted(model: Any, tokenizer: Any, asked: list[Question], name: str, guarded: bool) -> Asked:
     """Answer all questions greedily; count what came."""
     guard = ThinkLogitsProcessor(tokenizer, format="think", max_thinking_tokens=BUDGET, grace_tokens=16)
-    chats = [[{"role": "user", "content": question.text}] for question in asked]
-    texts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
-    inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
-    arguments = dict(max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
     model.eval()
-    with torch.no_grad():
-        if guarded:
-            with guard.attach(model):
-                out = model.generate(**inputs, **arguments)
-        else:
-            out = model.generate(**inputs, **arguments)
-    prompts, width = inputs["input_ids"].tolist(), inputs["input_ids"].shape[1]
-    pairs = list(zip(prompts, out[:, width:].tolist(), strict=True))
-    traces: list[ThinkTrace]
-    if guarded:
-        traces = [guard.explain(prompt, output, MAX_NEW_TOKENS) for prompt, output in pairs]
-    else:
-        free = ThinkPolicy(opening="allow")
-        traces = [guard.program.explain(prompt, output, free) for prompt, output in pairs]
+    _, traces = ask(model, tokenizer, guard, asked, guarded=guarded, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
     return summarize(name, guarded, asked, traces)
 
 
@@ -139,11 +120,11 @@ def run(num_records: int, num_questions: int, threads: int) -> dict[str, Any]:
         templates = {name: file.read_text(encoding="utf-8") for name, file in files.items()}
         tokenizer = AutoTokenizer.from_pretrained(DAMAGED)
         model = AutoModelForCausalLM.from_pretrained(DAMAGED).float()
-        answered = [ask(model, tokenizer, asked, "before", guarded) for guarded in (False, True)]
+        answered = [counted(model, tokenizer, asked, "before", guarded) for guarded in (False, True)]
         logs, seconds = {}, {}
         for name, template in templates.items():
             model, tokenizer, logs[name], seconds[name] = fine_tune(template, num_records, Path(folder))
-            answered += [ask(model, tokenizer, asked, name, guarded) for guarded in (False, True)]
+            answered += [counted(model, tokenizer, asked, name, guarded) for guarded in (False, True)]
             log(f"{name}: {seconds[name]:.0f} s")
     return {
         "records": num_records,

@@ -11,10 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Final
 
 from thinkguard.bench.setting import Request, Setting
-from thinkguard.doctor.tokenizer.splits import LEFT, RIGHT
+from thinkguard.doctor.tokenizer.splits import LEFT, RIGHT, covering
 
 QUESTION: Final = "What is 2+2?"
 ANSWER: Final = "The answer is four" + ", which is twice two" * 5 + "."
@@ -252,15 +253,8 @@ def _every_split(setting: Setting, most: int | None) -> Case:
 def _splits(setting: Setting) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """One (text before, text behind, tokens that cover the end marker) for each distinct split."""
     seen = set()
-    for left in LEFT:
-        for right in RIGHT:
-            vocabulary, begin = setting.program.vocabulary, len(("\nTwo and two" + left).encode())
-            end, at, span = begin + len(setting.end), 0, []
-            for token in vocabulary.encode("\nTwo and two" + left + setting.end + right + "The answer"):
-                behind = at + len(vocabulary.token_bytes(token))
-                if at < end and behind > begin:
-                    span.append(token)
-                at = behind
-            if tuple(span) not in seen:
-                seen.add(tuple(span))
-                yield left, right, tuple(span)
+    for left, right in product(LEFT, RIGHT):
+        span = covering(setting.program.vocabulary, "\nTwo and two" + left, setting.end, right + "The answer")
+        if span not in seen:
+            seen.add(span)
+            yield left, right, span

@@ -15,6 +15,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,10 +43,11 @@ def settings_of(folder: Path, tokenizers: Path | None) -> Settings:
     else:
         with_tokens, with_text = tokenizers / "qwen3", tokenizers / "qwen2.5-instruct"
         names = [tokenizers / name for name in _REAL[1:]]
+    tokens = Setting.load(with_tokens, width)
     return Settings(
-        tokens=Setting.load(with_tokens, width),
-        message=Setting.load(with_tokens, width, message=MESSAGE),
-        blocks=Setting.load(with_tokens, width, max_blocks=2),
+        tokens=tokens,
+        message=replace(tokens, message=MESSAGE),
+        blocks=replace(tokens, max_blocks=2),
         text=Setting.load(with_text, width),
         splits=tuple(map(Setting.load, names)),
     )

@@ -8,13 +8,12 @@ thinking, the forced end and the answer are all in it.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from thinkguard.bench.setting import Setting
-from thinkguard.bench.timing import ratio, spread
+from thinkguard.bench.timing import in_pairs
 from thinkguard.demo.run import MODELS
 
 NEW_TOKENS: Final = 96
@@ -74,33 +73,22 @@ def _measured(served: Served, pairs: int) -> dict[str, Any]:
         min_new_tokens=NEW_TOKENS, pad_token_id=served.setting.eos_ids[0],
     )  # fmt: skip
 
-    def alone() -> Any:
-        return served.model.generate(**arguments)
-
-    def guarded() -> Any:
-        with guard.attach(served.model):
+    def alone(seed: int) -> Any:
+        torch.manual_seed(seed)
+        with torch.no_grad():
             return served.model.generate(**arguments)
 
-    rates: dict[str, list[float]] = {"alone": [], "guarded": []}
-    runs: dict[str, Callable[[], Any]] = {"alone": alone, "guarded": guarded}
-    with torch.no_grad():
-        for number in range(pairs + 1):
-            for name in sorted(runs, reverse=bool(number % 2)):
-                torch.manual_seed(number)
-                begin = time.perf_counter()
-                out = runs[name]()
-                seconds = time.perf_counter() - begin
-                assert out.shape == (served.batch, len(prompt) + NEW_TOKENS)
-                if name == "guarded":
-                    _check(guard, prompt, out[:, len(prompt) :].tolist())
-                if number:  # the first pair warms up
-                    rates[name].append(served.batch * NEW_TOKENS / seconds)
-    return {
-        "model": served.name,
-        "batch": served.batch,
-        **{name: spread(found, "tokens per second") for name, found in rates.items()},
-        "ratio": ratio(rates["guarded"], rates["alone"]),
-    }
+    def guarded(seed: int) -> Any:
+        with guard.attach(served.model):
+            return alone(seed)
+
+    def check(name: str, made: Any) -> None:
+        assert made.shape == (served.batch, len(prompt) + NEW_TOKENS)
+        if name == "guarded":
+            _check(guard, prompt, made[:, len(prompt) :].tolist())
+
+    rates = in_pairs({"alone": alone, "guarded": guarded}, check, pairs, served.batch * NEW_TOKENS)
+    return {"model": served.name, "batch": served.batch, **rates}
 
 
 def _check(guard: Any, prompt: list[int], outputs: list[list[int]]) -> None:

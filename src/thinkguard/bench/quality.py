@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from thinkguard.demo.arithmetic import Question, is_right, questions
-from thinkguard.demo.run import MODELS
+from thinkguard.demo.run import MODELS, ask
 from thinkguard.policy import ThinkPolicy
 
 ANSWER_TOKENS: Final = 40  # room behind the budget, for the end marker, a message and the answer
@@ -26,7 +26,6 @@ WAYS: Final[dict[str, dict[str, Any]]] = {
 }
 UNLIMITED: Final = "unlimited"
 _ROOM: Final = 256  # new tokens of the model alone
-_SEED: Final = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,35 +63,16 @@ def run(num: int, budgets: Sequence[int] = BUDGETS) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(MODELS / "healthy")
     model = AutoModelForCausalLM.from_pretrained(MODELS / "healthy").float().eval()
     asked = questions(num)
-    chats = [[{"role": "user", "content": question.text}] for question in asked]
-    texts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
-    inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
-    width = inputs["input_ids"].shape[1]
-
-    def answers(guard: Any, limit: int) -> tuple[list[list[int]], list[list[int]]]:
-        torch.manual_seed(_SEED)
-        arguments = dict(max_new_tokens=limit, do_sample=True, temperature=0.8, top_k=0, top_p=1.0)
-        with torch.no_grad():
-            if guard is None:
-                out = model.generate(**inputs, **arguments)
-            else:
-                with guard.attach(model):
-                    out = model.generate(**inputs, **arguments)
-        return inputs["input_ids"].tolist(), out[:, width:].tolist()
-
     alone = ThinkLogitsProcessor(tokenizer, format="think")
     rows = []
     for budget in budgets:
         limit = budget + ANSWER_TOKENS
         for way in WAYS:
             guard = ThinkLogitsProcessor(tokenizer, format="think", policy=policy_of(way, budget))
-            prompts, outputs = answers(guard, limit)
-            traces = [guard.explain(p, o, limit) for p, o in zip(prompts, outputs, strict=True)]
+            _, traces = ask(model, tokenizer, guard, asked, guarded=True, max_new_tokens=limit)
             assert all(trace.thinking_tokens <= budget and not trace.violations for trace in traces), (way, budget)
             rows.append(_counted(way, budget, asked, traces))
-    prompts, outputs = answers(None, _ROOM)
-    judged = ThinkPolicy(opening="allow")
-    traces = [alone.program.explain(p, o, judged) for p, o in zip(prompts, outputs, strict=True)]
+    _, traces = ask(model, tokenizer, alone, asked, guarded=False, max_new_tokens=_ROOM)
     rows.append(_counted(UNLIMITED, None, asked, traces))
     return {"num": num, "answer_tokens": ANSWER_TOKENS, "budgets": list(budgets), "rows": [asdict(row) for row in rows]}
 

@@ -64,19 +64,24 @@ def _setting(folder: Path, vocab_size: int) -> Setting:
     return Setting.load(place, vocab_size)
 
 
-def _correctness(plan: Plan, folder: Path) -> dict[str, Any]:
-    """In a process of its own: vLLM V2's kernels are interpreted there, which is settled before Triton is imported."""
-    out = folder / "correctness.json"
-    command = [sys.executable, "-m", "thinkguard.bench.correctness", "--json", str(out)]
-    # Interpreted kernels take half of the time, which the short form does not have.
-    command += ["--quick", "--only", *(name for name in MODULES if name != _INTERPRETED)] if plan.quick else []
-    command += [] if plan.tokenizers is None else ["--tokenizers", str(plan.tokenizers)]
-    env = {**os.environ, "TRITON_INTERPRET": "1", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
+def _own_process(module: str, arguments: Sequence[str], folder: Path, **environment: str) -> dict[str, Any]:
+    """Return what a module beside this file, run by itself, writes to its `--json`."""
+    out = folder / f"{module}.json"
+    command = [sys.executable, "-m", f"{__package__}.{module}", "--json", str(out), *arguments]
+    env = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1", **environment}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ThinkGuardError(f"{' '.join(command[1:])} exited with {done.returncode}: {done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     return found
+
+
+def _correctness(plan: Plan, folder: Path) -> dict[str, Any]:
+    """vLLM V2's kernels are interpreted, which is settled before Triton is imported."""
+    # Interpreted kernels take half of the time, which the short form does not have.
+    arguments = ["--quick", "--only", *(name for name in MODULES if name != _INTERPRETED)] if plan.quick else []
+    arguments += [] if plan.tokenizers is None else ["--tokenizers", str(plan.tokenizers)]
+    return _own_process("correctness", arguments, folder, TRITON_INTERPRET="1")
 
 
 def _step(plan: Plan, folder: Path) -> dict[str, Any]:
@@ -112,16 +117,7 @@ def _generate(plan: Plan, folder: Path) -> dict[str, Any]:
 
 
 def _serve(plan: Plan, folder: Path) -> dict[str, Any]:
-    """In a process of its own: two engines with their environment."""
-    out = folder / "serve.json"
-    command = [sys.executable, "-m", "thinkguard.bench.serving", "--batch", "8", "--pairs", "12", "--json", str(out)]
-    env = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    if done.returncode == 2:
-        return {"cannot": done.stderr.strip().splitlines()[-1]}
-    if done.returncode != 0:
-        raise ThinkGuardError(f"{' '.join(command[1:])} exited with {done.returncode}: {done.stderr[-2000:]}")
-    return {"rows": [json.loads(out.read_text(encoding="utf-8"))]}
+    return _own_process("serving", ["--batch", "8", "--pairs", "12"], folder)
 
 
 def _quality(plan: Plan, folder: Path) -> dict[str, Any]:

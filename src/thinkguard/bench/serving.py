@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from thinkguard.bench.timing import ratio, spread
+from thinkguard.bench.timing import in_pairs
 from thinkguard.demo.run import MODELS
 from thinkguard.policy import ThinkPolicy
 from thinkguard.program import ThinkProgram
@@ -50,48 +49,40 @@ def run(batch: int, pairs: int) -> dict[str, Any]:
     program = ThinkProgram(None, MODELS / "healthy")
     prompt = {"prompt_token_ids": program.vocabulary.encode(_CHAT)}
     policy = ThinkPolicy(max_thinking_tokens=BUDGET)
-    rates: dict[str, list[float]] = {"alone": [], "guarded": []}
     with ExitStack() as stack:
-        engines = {name: stack.enter_context(_engine(name == "guarded", batch)) for name in rates}
-        for number in range(pairs + 1):
-            for name in sorted(engines, reverse=bool(number % 2)):
-                extra = {"thinkguard": {"max_thinking_tokens": BUDGET}} if name == "guarded" else None
-                params = SamplingParams(
-                    temperature=0.8, seed=number, max_tokens=NEW_TOKENS, min_tokens=NEW_TOKENS, extra_args=extra
-                )
-                begin = time.perf_counter()
-                found = engines[name].generate([prompt] * batch, params, use_tqdm=False)
-                seconds = time.perf_counter() - begin
-                outputs = [list(one.outputs[0].token_ids) for one in found]
-                assert all(len(output) == NEW_TOKENS for output in outputs)
-                if name == "guarded":
-                    for output in outputs:
-                        trace = program.explain(prompt["prompt_token_ids"], output, policy, max_tokens=NEW_TOKENS)
-                        assert trace.thinking_tokens <= BUDGET, trace
-                if number:  # the first pair warms up
-                    rates[name].append(batch * NEW_TOKENS / seconds)
-    return {
-        "batch": batch,
-        **{name: spread(found, "tokens per second") for name, found in rates.items()},
-        "ratio": ratio(rates["guarded"], rates["alone"]),
-    }
+        engines = {name: stack.enter_context(_engine(name == "guarded", batch)) for name in ("alone", "guarded")}
+
+        def asked(name: str, seed: int) -> list[list[int]]:
+            extra = {"thinkguard": {"max_thinking_tokens": BUDGET}} if name == "guarded" else None
+            length = {"max_tokens": NEW_TOKENS, "min_tokens": NEW_TOKENS}
+            params = SamplingParams(temperature=0.8, seed=seed, extra_args=extra, **length)
+            found = engines[name].generate([prompt] * batch, params, use_tqdm=False)
+            return [list(one.outputs[0].token_ids) for one in found]
+
+        def check(name: str, outputs: list[list[int]]) -> None:
+            assert all(len(output) == NEW_TOKENS for output in outputs)
+            if name == "guarded":
+                for output in outputs:
+                    trace = program.explain(prompt["prompt_token_ids"], output, policy, max_tokens=NEW_TOKENS)
+                    assert trace.thinking_tokens <= BUDGET, trace
+
+        runs = {name: partial(asked, name) for name in engines}
+        return {"batch": batch, **in_pairs(runs, check, pairs, batch * NEW_TOKENS)}
 
 
-def main() -> int:
-    """Measure in this process, which is made for it, and write JSON. Exit status 2: vLLM is not installed."""
+def main() -> None:
+    """Measure in this process, which is made for it, and write JSON; {"cannot": why} where vLLM is not installed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--pairs", type=int, required=True)
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     try:
-        found = run(options.batch, options.pairs)
+        found: dict[str, Any] = {"rows": [run(options.batch, options.pairs)]}
     except ImportError as error:
-        print(f"not installed here: {error}", file=sys.stderr)
-        return 2
+        found = {"cannot": f"not installed here: {error}"}
     options.json.write_text(json.dumps(found), encoding="utf-8")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

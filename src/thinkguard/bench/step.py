@@ -1,4 +1,4 @@
-"""Cost of a step: the sampled tokens taken, the logits edited, for every alternative in turn in one process.
+"""Cost of a step: the sampled tokens taken, the logits edited, for one alternative behind the other in one process.
 
 Three kinds of steps, each behind a prompt that opened the thinking: "thinking" (the budget is far away; whoever bans EOS or
 markers there does so), "answer" (behind the end marker, nothing need be edited) and "forced" (the step that closes at the

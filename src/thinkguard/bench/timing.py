@@ -6,10 +6,12 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 Spread = dict[str, Any]
 """{"median", "low", "high", "num", "unit"}: the median of all rounds, and the quartiles around it."""
+Rates = dict[str, dict[str, Any]]
+T = TypeVar("T")
 
 
 def spread(values: Sequence[float], unit: str) -> Spread:
@@ -19,30 +21,6 @@ def spread(values: Sequence[float], unit: str) -> Spread:
     return {"median": median, "low": low, "high": high, "num": len(ordered), "unit": unit}
 
 
-def in_turn(
-    steps: Mapping[str, Callable[[], object]], *, rounds: int, seconds: float, warm_up: int = 1, most: int = 200
-) -> dict[str, list[float]]:
-    """Return seconds per call of each step, one figure per round.
-
-    A round calls each step as often as fits into `seconds`, at least once and at most `most` times; the steps take turns.
-    """
-    calls: dict[str, int] = {}
-    for name, step in steps.items():
-        for _ in range(warm_up):
-            step()
-        begin = time.perf_counter()
-        step()
-        calls[name] = max(1, min(most, int(seconds / max(time.perf_counter() - begin, 1e-9))))
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            for _ in range(calls[name]):
-                step()
-            times[name].append((time.perf_counter() - begin) / calls[name])
-    return times
-
-
 def ratio(over: Sequence[float], under: Sequence[float], *, draws: int = 2000) -> dict[str, Any]:
     """Sum up paired measurements as the median of their ratios, with its 95 % interval by the bootstrap over pairs."""
     ratios = [a / b for a, b in zip(over, under, strict=True)]
@@ -50,3 +28,22 @@ def ratio(over: Sequence[float], under: Sequence[float], *, draws: int = 2000) -
     medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(draws))
     low, high = medians[int(0.025 * draws)], medians[int(0.975 * draws) - 1]
     return {"median": statistics.median(ratios), "low": low, "high": high, "pairs": len(ratios), "interval": "95 %"}
+
+
+def in_pairs(runs: Mapping[str, Callable[[int], T]], check: Callable[[str, T], None], pairs: int, num_tokens: int) -> Rates:
+    """Time two runs of `num_tokens` tokens in turn, the first of a pair being the second of the next.
+
+    A run is given the pair's number, for its seed; what it made is checked behind the clock. A first pair warms up and does
+    not count. Returns {name: tokens per second, "ratio": of the second name's over the first's}.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(pairs + 1):
+        for name in list(runs)[:: -1 if number % 2 else 1]:
+            begin = time.perf_counter()
+            made = runs[name](number)
+            seconds = time.perf_counter() - begin
+            check(name, made)
+            if number:
+                rates[name].append(num_tokens / seconds)
+    first, second = rates.values()
+    return {**{name: spread(found, "tokens per second") for name, found in rates.items()}, "ratio": ratio(second, first)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,27 +33,33 @@ class Asked:
 
 
 def ask(
-    model: Any, tokenizer: Any, guard: Any, asked: Sequence[Question], *, guarded: bool
+    model: Any,
+    tokenizer: Any,
+    guard: Any,
+    asked: Sequence[Question],
+    *,
+    guarded: bool,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    **arguments: Any,
 ) -> tuple[list[Any], list[ThinkTrace]]:
-    """Sample an answer to every question; returns (output ids of each, trace of each)."""
+    """Answer every question, by sampling unless `arguments` of `generate` say otherwise.
+
+    Returns (output ids of each, trace of each).
+    """
     import torch
     from transformers import set_seed
 
     chats = [[{"role": "user", "content": question.text}] for question in asked]
     texts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
     inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
-    arguments = dict(max_new_tokens=MAX_NEW_TOKENS, do_sample=True, temperature=0.8, top_k=0, top_p=1.0)
+    arguments = arguments or dict(do_sample=True, temperature=0.8, top_k=0, top_p=1.0)
     set_seed(SEED)
-    with torch.no_grad():
-        if guarded:
-            with guard.attach(model):
-                out = model.generate(**inputs, **arguments)
-        else:
-            out = model.generate(**inputs, **arguments)
+    with torch.no_grad(), guard.attach(model) if guarded else nullcontext():
+        out = model.generate(**inputs, max_new_tokens=max_new_tokens, **arguments)
     width = inputs["input_ids"].shape[1]
     prompts, outputs = inputs["input_ids"].tolist(), out[:, width:].tolist()
     if guarded:
-        return outputs, [guard.explain(p, o, MAX_NEW_TOKENS) for p, o in zip(prompts, outputs, strict=True)]
+        return outputs, [guard.explain(p, o, max_new_tokens) for p, o in zip(prompts, outputs, strict=True)]
     # Alone, no budget was asked for and no opening was due: only the structure is judged.
     free = ThinkPolicy(opening="allow")
     return outputs, [guard.program.explain(p, o, free) for p, o in zip(prompts, outputs, strict=True)]

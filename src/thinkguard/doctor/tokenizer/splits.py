@@ -52,18 +52,22 @@ def splits(vocabulary: Vocabulary, marker: str) -> Counter[tuple[int, ...]]:
     found: Counter[tuple[int, ...]] = Counter()
     for left, right in product(LEFT, RIGHT):
         try:
-            ids = vocabulary.encode(left + marker + right)
+            found[covering(vocabulary, left, marker, right)] += 1
         except TokenizerError:
             continue  # a vocabulary without a token for one of these characters never meets it
-        start, end = len(left.encode()), len((left + marker).encode())
-        span, at = [], 0
-        for token_id in ids:
-            behind = at + len(vocabulary.token_bytes(token_id))
-            if at < end and behind > start:
-                span.append(token_id)
-            at = behind
-        found[tuple(span)] += 1
     return Counter(dict(found.most_common()))
+
+
+def covering(vocabulary: Vocabulary, left: str, marker: str, right: str) -> tuple[int, ...]:
+    """Return the tokens that cover a marker between two texts. TokenizerError, where the texts cannot be encoded."""
+    start, end = len(left.encode()), len((left + marker).encode())
+    span, at = [], 0
+    for token_id in vocabulary.encode(left + marker + right):
+        behind = at + len(vocabulary.token_bytes(token_id))
+        if at < end and behind > start:
+            span.append(token_id)
+        at = behind
+    return tuple(span)
 
 
 def _count(marker: Marker, num: int) -> str:
