@@ -36,9 +36,9 @@ fuzz:
 bench: build vllm
 	$(BIN)/python benches/run.py
 
-# On a machine with a GPU; it has torch and triton, and needs nothing else and no network.
+# On a machine with a GPU; it has torch and triton, and needs nothing else and no network. `make bench` shows the figures.
 bench-gpu:
-	$(PYTHON) benches/gpu.py
+	$(PYTHON) benches/gpu.py --out benches/results/gpu.json
 
 tiny-models: build
 	$(BIN)/python tools/train_tiny_models.py --out src/thinkguard/demo/models

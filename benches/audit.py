@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from thinkguard.bench.timing import Spread, spread
 from thinkguard.doctor.audit import lengths
 from thinkguard.doctor.audit.plan import AuditOptions
 from thinkguard.doctor.audit.run import audit
@@ -58,8 +59,14 @@ def cpu_seconds() -> float:
     return sum(part.ru_utime + part.ru_stime for part in used)
 
 
-def timed(path: Path, num: int, tokenizer: Path | None, reasoning: bool = True) -> dict[str, float]:
+def timed(path: Path, num: int, tokenizer: Path | None, repeats: int, reasoning: bool = True) -> dict[str, Spread]:
     """Return records a second, by the clock and of one core's time, the processes' start included."""
+    rates = [_timed(path, num, tokenizer, reasoning) for _ in range(repeats)]
+    names = ("by_the_clock", "of_one_core")
+    return {name: spread(values, "records/s") for name, values in zip(names, zip(*rates, strict=True), strict=True)}
+
+
+def _timed(path: Path, num: int, tokenizer: Path | None, reasoning: bool) -> tuple[float, float]:
     options = AuditOptions(num_processes=2, tokenizer_path=tokenizer, format=ThinkFormat.from_name("think"))
     begin, used = time.perf_counter(), cpu_seconds()
     summary = audit([path], options)
@@ -68,7 +75,7 @@ def timed(path: Path, num: int, tokenizer: Path | None, reasoning: bool = True) 
     wanted = {"half-open": -(-(num - 7) // BROKEN_EVERY)} if reasoning else {"no-reasoning": num}
     assert dict(summary.records_hit) == wanted, summary.records_hit
     assert (summary.settings["unit"] == "tokens") == (tokenizer is not None)
-    return {"by_the_clock": num / seconds, "of_one_core": num / used}
+    return num / seconds, num / used
 
 
 def whole_texts(path: Path, num: int, tokenizer: Path) -> float:
@@ -101,13 +108,12 @@ def run(num: int = 100_000, tokenizer: Path | None = None) -> dict[str, Any]:
             "bytes_per_record": round(size / num),
             "processes": 2,
             "tokenizer": tokenizer.name,
-            "unit": "records/s",
-            "plain": timed(path, num, None),
-            "tokens": timed(path, num, tokenizer),
+            "plain": timed(path, num, None, 3),
+            "tokens": timed(path, num, tokenizer, 2),
             "whole_texts_one_process": whole_texts(path, min(num, 2000), tokenizer),
         }
         write(path, num, False)
-        found["plain_without_reasoning"] = timed(path, num, None, False)
+        found["plain_without_reasoning"] = timed(path, num, None, 3, False)
     return found
 
 

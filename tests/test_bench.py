@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,13 +17,13 @@ torch = pytest.importorskip("torch", reason="the logits are torch's")
 pytest.importorskip("transformers", reason="the tokenizers are transformers'")
 
 from thinkguard import cli  # noqa: E402
-from thinkguard.bench import commands, generating, instructions, quality, run, start, step  # noqa: E402
+from thinkguard.bench import commands, generating, instructions, memory, quality, run, start, step  # noqa: E402
 from thinkguard.bench.alternatives.alternative import MODULES, Cannot, load  # noqa: E402
 from thinkguard.bench.plots import draw  # noqa: E402
 from thinkguard.bench.reading import complaint  # noqa: E402
 from thinkguard.bench.setting import Request, Setting, make_tokenizer  # noqa: E402
 from thinkguard.bench.table import tables  # noqa: E402
-from thinkguard.bench.timing import in_pairs, ratio, spread  # noqa: E402
+from thinkguard.bench.timing import in_pairs, ratio, spread, spread_of_rounds  # noqa: E402
 from thinkguard.errors import InputError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -175,22 +177,68 @@ def test_a_step_that_forces_nothing_is_no_figure(settings):
 
 def test_the_start_is_timed(monkeypatch, settings):
     monkeypatch.setattr(start, "PROMPTS", (50, 500))
-    monkeypatch.setattr(start, "_HELD", 64)
     rows = start.run(settings[True], {name: load(name) for name in LIGHT}, repeats=1)
     assert [row["alternative"] for row in rows] == list(LIGHT)
     assert all(set(row["admission"]) == {"50", "500"} for row in rows)
 
 
-@pytest.mark.parametrize("kind", instructions.KINDS)
-def test_what_is_counted_is_the_kind_of_step(kind):
-    rows = instructions.walk(kind, 5)
-    assert len(rows.rows) == instructions.ROWS
-    assert {"thinking": 5, "answer": 0, "forced": 0}[kind] == rows.rows[0].thinking_tokens
+def test_memory_is_that_of_one_more(settings):
+    sizes = {name: memory.run(settings[True], name) for name in LIGHT}
+    assert sizes["nothing"]["setup"]["median"] == sizes["nothing"]["request"]["median"] == 0
+    ours = sizes["thinkguard"]
+    assert ours["setup"]["median"] >= settings[True].program.nbytes
+    assert 19 * 4 <= ours["request"]["median"] < 4096, "a row is 19 integers, and what Python keeps around them"
+
+
+def test_memory_says_what_cannot_be_set_up(monkeypatch, settings):
+    monkeypatch.setattr(memory, "load", lambda name: _Refusing)
+    assert memory.run(settings[True], "broken") == {"alternative": "broken", "cannot": "no such markers"}
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
+def test_instructions_are_counted_where_a_window_is_open(tmp_path):
+    """Of a light program: the hosts' imports take valgrind minutes."""
+    library = tmp_path / "requests.so"
+    assert instructions.build(library) == ""
+    program = f"""
+from pathlib import Path
+from thinkguard.bench.instructions import Windows
+window = Windows(Path({str(library)!r}))
+for num in (100, 1000, 10_000, 10_000):
+    window(lambda: sum(range(num)))
+sum(range(1_000_000))
+"""
+    counts = instructions.counted(["-c", program], tmp_path)
+    _, short, long, again = (counts[str(number)] for number in (1, 2, 3, 4))
+    assert long == pytest.approx(again, rel=0.02)
+    assert short > 1000
+    assert 5 * short < long < 12 * short
+
+
+def test_steps_are_counted_one_by_one(settings):
+    rows = list(instructions.walked(settings[True], {"thinkguard": load("thinkguard")(settings[True])}, _Numbers(), (8,)))
+    assert [(row["kind"], len(row["windows"])) for row in rows] == [("thinking", 2), ("answer", 2), ("forced", 2)]
+
+
+class _Numbers:
+    """A meter that numbers the steps it runs."""
+
+    num = 0
+
+    def __call__(self, counted):
+        counted()
+        self.num += 1
+        return self.num
 
 
 def test_without_valgrind_nothing_is_counted(monkeypatch):
+    monkeypatch.setattr(instructions.shutil, "which", lambda name: None if name == "valgrind" else name)
+    assert instructions.run(LIGHT) == {"cannot": "valgrind is not installed"}
     monkeypatch.setattr(instructions.shutil, "which", lambda name: None)
-    assert instructions.run() == {"cannot": "valgrind is not installed"}
+    assert instructions.run(LIGHT) == {"cannot": "a C compiler is not installed"}
+    monkeypatch.setenv("CC", "false")
+    monkeypatch.setattr(instructions.shutil, "which", lambda name: name)
+    assert "header was not compiled" in instructions.run(LIGHT)["cannot"]
 
 
 def test_generate_is_measured_in_pairs(monkeypatch):
@@ -219,6 +267,8 @@ def test_runs_are_timed_in_pairs():
     assert checked == [name for name, _ in turns]
     assert rates["alone"]["num"] == rates["ratio"]["pairs"] == 2, "the first pair warms up"
     assert spread([3.0, 1.0, 2.0], "s") == {"median": 2.0, "low": 1.0, "high": 3.0, "num": 3, "unit": "s"}
+    rounds = spread_of_rounds([[1.0, 2.0, 3.0], [5.0, 4.0]], "s")
+    assert rounds == {"median": 3.0, "low": 1.0, "high": 5.0, "num": 5, "unit": "s"}
     told = ratio([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     assert (told["median"], told["low"], told["high"], told["pairs"]) == (2.0, 2.0, 2.0, 3)
 
@@ -226,6 +276,32 @@ def test_runs_are_timed_in_pairs():
 def test_the_command_offers_the_parts_that_there_are():
     assert tuple(run.PARTS) == commands.PARTS
     assert set(run.QUICK) < set(run.PARTS)
+    assert set(run.COUNTED) < set(run.PARTS)
+
+
+def test_parts_that_count_come_before_those_that_time(monkeypatch):
+    begun = []
+
+    def part(name):
+        return lambda plan, folder: begun.append(name) or {"folder": folder.name}
+
+    for name in run.PARTS:
+        monkeypatch.setitem(run.PARTS, name, part(name))
+    found = list(run.measure(list(run.PARTS), run.Plan(), lambda part: None))
+    assert set(begun[:4]) == set(run.COUNTED)
+    assert begun[4:] == [name for name in run.PARTS if name not in run.COUNTED]
+    assert [next(iter(told["seconds"])) for told in found] == [*run.COUNTED, *begun[4:]]
+    assert all(told[name] == {"folder": name} for told in found for name in told["seconds"])
+
+
+def test_a_part_that_fails_stops_the_run(monkeypatch):
+    def fails(plan, folder):
+        raise RuntimeError("no")
+
+    monkeypatch.setitem(run.PARTS, "correctness", fails)
+    monkeypatch.setitem(run.PARTS, "memory", lambda plan, folder: {})
+    with pytest.raises(RuntimeError, match="no"):
+        list(run.measure(["correctness", "memory", "step"], run.Plan(), lambda part: None))
 
 
 def test_the_command_prints_tables_and_writes_all_figures(monkeypatch, tmp_path, capsys):
@@ -257,8 +333,49 @@ def written():
 
 def test_every_number_in_the_tables_is_the_files(written, tmp_path):
     pytest.importorskip("matplotlib", reason="the plots are matplotlib's")
-    figures = json.loads((written.RESULTS / "cpu-2-cores.json").read_text(encoding="utf-8"))
-    for path, text in ((written.README, written.readme(figures)), (written.PAGE, written.page(figures))):
-        assert f"{written.BEGIN}\n{text}\n{written.END}" in path.read_text(encoding="utf-8"), f"{path.name}: make bench"
+    report = written.report
+    figures = json.loads((report.RESULTS / "cpu-2-cores.json").read_text(encoding="utf-8"))
+    for path, text in ((report.README, report.readme(figures)), (report.PAGE, report.page(figures))):
+        assert f"{report.BEGIN}\n{text}\n{report.END}" in path.read_text(encoding="utf-8"), f"{path.name}: make bench"
     for picture in draw(figures, tmp_path):
         assert (ROOT / "docs" / "plots" / picture.name).stat().st_size > 1000
+
+
+def test_runs_agree_where_their_spreads_overlap(written):
+    first = {"rows": [{"alternative": "a", "kind": "x", "low": 1, "high": 2}, {"case": "c", "verdict": "right", "of": 3}]}
+    second = copy.deepcopy(first)
+    second["rows"][0] |= {"low": 2.0, "high": 3.0}
+    assert written.compare("step", first, second) == {
+        "figures": 3, "within": 3, "widened": 0.1, "outside": {}, "not in both": []
+    }  # fmt: skip
+    second["rows"][0]["low"], second["rows"][1]["verdict"] = 2.4, "wrong"
+    told = written.compare("step", first, second)
+    assert (told["figures"], told["within"]) == (3, 2), "a tenth more on both sides"
+    assert told["outside"] == {"rows: c/verdict": ["right", "wrong"]}
+    second["rows"][0]["low"] = 2.5
+    assert written.compare("step", first, second)["outside"]["rows: a, x"] == [[1, 2], [2.5, 3.0]]
+    assert written.compare("step", {"a": {"min": 1, "max": 2}}, {"b": {"min": 1, "max": 2}})["not in both"] == ["a", "b"]
+    bytes_ = {"rows": [{"alternative": "a", "setup": {"low": 0, "high": 0}, "request": {"low": 100, "high": 100}}]}
+    more = copy.deepcopy(bytes_)
+    more["rows"][0] |= {"setup": {"low": 2**20, "high": 2**21}, "request": {"low": 140, "high": 150}}
+    assert list(written.compare("memory", bytes_, more)["outside"]) == ["rows: a/request"]
+
+
+def test_a_part_is_held_against_the_run_before(written):
+    here = {"cpu": "x", "load": 0.1}
+    one = {"machine": here, "start": {"rows": [{"alternative": "a", "low": 1, "high": 2}]}, "seconds": {"start": 1}}
+    first = written.added({"seconds": {"step": 5}}, one)
+    assert first["agreement"] == {}
+    assert first["seconds"] == {"step": 5, "start": 1}
+    second = written.added(first, one | {"machine": here | {"load": 2.0}})
+    assert second["agreement"]["start"]["within"] == 1
+    assert written.added(second, one | {"machine": here | {"cpu": "y"}})["agreement"] == {}, "another machine"
+
+
+def test_what_a_gpu_says_is_a_table(written):
+    timed = {"what": "k", "us": {"median": 1.5, "unit": "us"}, "launches": 1, "seconds": 3}
+    rows = [timed, {"what": "v", "not measured": "no"}]
+    shown = written.report.gpu_table({"machine": {"gpu": "One"}, "rows": rows})
+    assert "| k | us 1.5 us; launches 1 |" in shown
+    assert "| v | not measured: no |" in shown
+    assert shown.startswith("One;")

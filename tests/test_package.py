@@ -41,7 +41,7 @@ ORDER = [
     "bench.alternatives.vllm_v1", "bench.alternatives.vllm_v2", "bench.alternatives.sglang_source",
     "bench.alternatives.sglang_processor", "bench.alternatives.sglang_strict", "bench.alternatives.xgrammar_tag",
     "bench.alternatives.llguidance_lark", "bench.cases", "bench.reading", "bench.correctness", "bench.step",
-    "bench.start", "bench.instructions", "bench.generating", "bench.serving", "bench.quality", "bench.table",
+    "bench.start", "bench.memory", "bench.instructions", "bench.generating", "bench.serving", "bench.quality", "bench.table",
     "bench.plots", "bench.run", "bench.commands", "doctor.commands", "cli", "__main__",
 ]  # fmt: skip
 # Named by a method of an earlier module, imported when it is called.

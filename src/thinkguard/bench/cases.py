@@ -19,6 +19,7 @@ from thinkguard.doctor.tokenizer.splits import LEFT, RIGHT, covering
 
 QUESTION: Final = "What is 2+2?"
 ANSWER: Final = "The answer is four" + ", which is twice two" * 5 + "."
+SHORT_ANSWER: Final = "The answer is four, and that is all."
 ENDLESS: Final = "\nLet me add two and two once more." + " Let me add two and two once more." * 12
 MESSAGE: Final = "Time is up, so I answer now.\n"
 
@@ -239,10 +240,9 @@ def _zero(tokens: Setting, text: Setting) -> Iterator[Case]:
 def _every_split(setting: Setting, most: int | None) -> Case:
     runs = []
     for left, right, span in _splits(setting):
-        answer = right + ANSWER if right else ANSWER
-        script, before = natural(setting, "\nTwo and two" + left, answer, "")
+        script, before = natural(setting, "\nTwo and two" + left, right + SHORT_ANSWER, "")
         shown = " ".join(repr(setting.decode([token])) for token in span)
-        runs.append(Run(setting, Request(chat(setting, "<think>"), before + 8), script, verbatim=True, what=shown))
+        runs.append(Run(setting, Request(chat(setting, "<think>"), before + 6), script, verbatim=True, what=shown))
     return Case(
         f"every split of the end, {setting.folder.name}",
         "the model ends its thinking in time, in each way in which its tokenizer splits the end: left as it is",

@@ -11,7 +11,7 @@ from typing import Any
 
 from thinkguard.errors import InputError
 
-PARTS = ("correctness", "step", "start", "instructions", "generate", "serve", "quality")
+PARTS = ("correctness", "step", "instructions", "start", "memory", "generate", "serve", "quality")
 
 
 def add_command(commands: Any) -> None:
@@ -39,7 +39,10 @@ def _bench(options: argparse.Namespace) -> int:
     def tell(part: str) -> None:
         print(f"{time.perf_counter() - begin:6.0f} s  {part}", file=sys.stderr, flush=True)
 
-    figures = run.measure(parts, plan, tell)
+    figures: dict[str, Any] = {"seconds": {}}
+    for found in run.measure(parts, plan, tell):
+        figures |= found | {"seconds": figures["seconds"] | found["seconds"]}
+    tell("done")
     for part, table in tables(figures).items():
         print(f"\n{part}\n\n{table}")
     if options.json is not None:

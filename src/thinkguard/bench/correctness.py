@@ -28,6 +28,7 @@ from thinkguard.bench.reading import complaint
 from thinkguard.bench.setting import Request, Setting, make_tokenizer
 from thinkguard.policy import ThinkPolicy
 
+INTERPRETED: Final = "vLLM V2 budget"
 _MOST_STEPS, _PATIENCE = 150, 4
 _REAL: Final = ("qwen3", "qwen2.5-instruct", "phi-4", "olmo3-think")
 _WIDTH: Final = 151_936
@@ -68,6 +69,19 @@ def run(settings: Settings, classes: Mapping[str, type[Alternative] | Cannot], *
     }
     vocabularies = sorted({setting.folder.name for setting in (settings.tokens, settings.text, *settings.splits)})
     return {"vocabularies": vocabularies, "alternatives": about, "cases": cases, "rows": rows}
+
+
+def merged(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Put together what several runs of the same cases found for different alternatives."""
+    about = {name: told for part in parts for name, told in part["alternatives"].items()}
+    order = [name for name in MODULES if name in about]
+    rows = {(row["case"], row["alternative"]): row for part in parts for row in part["rows"]}
+    cases = parts[0]["cases"]
+    return {
+        **parts[0],
+        "alternatives": {name: about[name] for name in order},
+        "rows": [rows[case, name] for case in cases for name in order],
+    }
 
 
 def _row(

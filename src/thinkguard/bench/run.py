@@ -1,4 +1,4 @@
-"""All parts of the benchmark, in the order in which a reader wants them."""
+"""All parts of the benchmark: those that count side by side, those that watch the clock alone, one behind the other."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from thinkguard.bench.alternatives.alternative import MODULES, Alternative, Cannot, loaded
+from thinkguard.bench.correctness import INTERPRETED, merged
 from thinkguard.bench.machine import machine
 from thinkguard.bench.setting import Setting, make_tokenizer
 from thinkguard.errors import ThinkGuardError
 
 BIG: Final = 151_936
-_INTERPRETED: Final = "vLLM V2 budget"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,25 +31,40 @@ class Plan:
     tokenizers: Path | None = None  # a folder of real tokenizers, for the correctness cases
 
 
-def measure(parts: Sequence[str], plan: Plan, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Measure some of PARTS. Returns {"machine", "seconds" by part, part: its figures}.
+def measure(parts: Sequence[str], plan: Plan, tell: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """Measure some of PARTS, and hand each out when it is done: {"machine", "seconds": {part: how long}, part: figures}.
 
-    `tell` is called as each part begins.
+    `tell` is called as parts begin. Those of COUNTED come first and share the processor, two at a time.
     """
-    figures: dict[str, Any] = {"machine": machine(), "seconds": {}}
-    with tempfile.TemporaryDirectory() as folder:
-        for part in parts:
+    with tempfile.TemporaryDirectory() as made, ThreadPoolExecutor(2) as pool:
+        folder = Path(made)
+        begun: dict[str, Future[dict[str, Any]]] = {}
+        for part in (part for part in COUNTED if part in parts):
             tell(part)
-            begin = time.perf_counter()
-            figures[part] = PARTS[part](plan, Path(folder))
-            figures["seconds"][part] = round(time.perf_counter() - begin, 1)
-    return figures
+            begun[part] = pool.submit(_measured, part, plan, folder)
+        try:
+            for waited in begun.values():
+                yield waited.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        for part in (part for part in parts if part not in begun):
+            tell(part)
+            yield _measured(part, plan, folder)
+
+
+def _measured(part: str, plan: Plan, folder: Path) -> dict[str, Any]:
+    place = folder / part
+    place.mkdir()
+    begin = time.perf_counter()
+    figures = PARTS[part](plan, place)
+    return {"machine": machine(), part: figures, "seconds": {part: round(time.perf_counter() - begin, 1)}}
 
 
 def _classes(rows: list[dict[str, Any]]) -> dict[str, type[Alternative]]:
     """All alternatives that can be timed here; why others cannot goes into `rows`."""
     found = {}
-    for name, cls in loaded(name for name in MODULES if name != _INTERPRETED):
+    for name, cls in loaded(name for name in MODULES if name != INTERPRETED):
         if isinstance(cls, Cannot):
             rows.append({"alternative": name, "cannot": str(cls)})
         else:
@@ -64,9 +80,8 @@ def _setting(folder: Path, vocab_size: int) -> Setting:
     return Setting.load(place, vocab_size)
 
 
-def _own_process(module: str, arguments: Sequence[str], folder: Path, **environment: str) -> dict[str, Any]:
+def _own_process(module: str, arguments: Sequence[str], out: Path, **environment: str) -> dict[str, Any]:
     """Return what a module beside this file, run by itself, writes to its `--json`."""
-    out = folder / f"{module}.json"
     command = [sys.executable, "-m", f"{__package__}.{module}", "--json", str(out), *arguments]
     env = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1", **environment}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
@@ -77,11 +92,32 @@ def _own_process(module: str, arguments: Sequence[str], folder: Path, **environm
 
 
 def _correctness(plan: Plan, folder: Path) -> dict[str, Any]:
-    """vLLM V2's kernels are interpreted, which is settled before Triton is imported."""
+    """In two processes: whether vLLM V2's kernels are interpreted is settled before Triton is imported."""
+    others = [name for name in MODULES if name != INTERPRETED]
     # Interpreted kernels take half of the time, which the short form does not have.
-    arguments = ["--quick", "--only", *(name for name in MODULES if name != _INTERPRETED)] if plan.quick else []
+    groups: list[tuple[list[str], dict[str, str]]] = [(others, {})]
+    groups += [] if plan.quick else [([INTERPRETED], {"TRITON_INTERPRET": "1"})]
+    arguments = ["--quick"] * plan.quick
     arguments += [] if plan.tokenizers is None else ["--tokenizers", str(plan.tokenizers)]
-    return _own_process("correctness", arguments, folder, TRITON_INTERPRET="1")
+
+    def found(names: list[str], environment: dict[str, str]) -> dict[str, Any]:
+        return _own_process("correctness", [*arguments, "--only", *names], folder / f"{len(names)}.json", **environment)
+
+    with ThreadPoolExecutor() as pool:
+        return merged([waited.result() for waited in [pool.submit(found, *group) for group in groups]])
+
+
+def _memory(plan: Plan, folder: Path) -> dict[str, Any]:
+    """In a process of its own, from which others are forked: no threads run in it."""
+    place = make_tokenizer(folder / "tokenizer", BIG, marker_tokens=True)
+    names = [name for name in MODULES if name != INTERPRETED]
+    return _own_process("memory", [str(place), "--width", str(BIG), "--only", *names], folder / "memory.json")
+
+
+def _instructions(plan: Plan, folder: Path) -> dict[str, Any]:
+    from thinkguard.bench import instructions
+
+    return instructions.run([name for name in MODULES if name != INTERPRETED])
 
 
 def _step(plan: Plan, folder: Path) -> dict[str, Any]:
@@ -101,23 +137,17 @@ def _start(plan: Plan, folder: Path) -> dict[str, Any]:
     return {"vocab_size": BIG, "rows": rows + start.run(_setting(folder, BIG), classes, repeats=1 if plan.quick else 3)}
 
 
-def _instructions(plan: Plan, folder: Path) -> dict[str, Any]:
-    from thinkguard.bench import instructions
-
-    return instructions.run()
-
-
 def _generate(plan: Plan, folder: Path) -> dict[str, Any]:
     from thinkguard.bench import generating
 
-    small = generating.run([generating.embedded(1), generating.embedded(8)], pairs=4 if plan.quick else 12)
+    small = generating.run([generating.embedded(1), generating.embedded(8)], pairs=4 if plan.quick else 32)
     if plan.quick:
         return {"rows": small}
-    return {"rows": [*small, *generating.run([generating.random_weights(_setting(folder, BIG), 8)], pairs=6)]}
+    return {"rows": [*small, *generating.run([generating.random_weights(_setting(folder, BIG), 8)], pairs=10)]}
 
 
 def _serve(plan: Plan, folder: Path) -> dict[str, Any]:
-    return _own_process("serving", ["--batch", "8", "--pairs", "12"], folder)
+    return _own_process("serving", ["--batch", "8", "--pairs", "32"], folder / "serve.json")
 
 
 def _quality(plan: Plan, folder: Path) -> dict[str, Any]:
@@ -129,11 +159,15 @@ def _quality(plan: Plan, folder: Path) -> dict[str, Any]:
 PARTS: Final[dict[str, Callable[[Plan, Path], dict[str, Any]]]] = {
     "correctness": _correctness,
     "step": _step,
-    "start": _start,
     "instructions": _instructions,
+    "start": _start,
+    "memory": _memory,
     "generate": _generate,
     "serve": _serve,
     "quality": _quality,
 }
+"""In the order in which a reader wants them."""
+COUNTED: Final = ("instructions", "correctness", "quality", "memory")
+"""Parts that watch no clock, the longest first."""
 QUICK: Final = ("correctness", "step", "generate", "quality")
 """Parts of the short form."""

@@ -7,22 +7,35 @@ budget). All sequences of a batch are alike. vLLM V2's kernels are not timed: on
 
 from __future__ import annotations
 
+import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
 
 from thinkguard.bench.alternatives.alternative import Alternative, Cannot
 from thinkguard.bench.setting import Request, Setting
-from thinkguard.bench.timing import spread
+from thinkguard.bench.timing import spread_of_rounds
 
+KINDS: Final = ("thinking", "answer", "forced")
 FREE: Final = 2**30  # a budget that is never reached
 NOTHING: Final = "nothing"
-_CACHED: Final = 2**21  # rows x tokens that grammars are walked through before a step; beyond, walking takes minutes
+ROUNDS: Final = 2
+_COPIED: Final = {"llguidance grammar": 2**19}  # rows x tokens; beyond, its matchers take half a minute to copy
+_LONG: Final = 10.0  # seconds: what takes longer to be brought to its steps is measured in one round
 _TRIES: Final = 3  # steps within which the end is forced: some count the line break behind the start, some do not
+MORE: Final = 4096  # words at hand beyond the longest thinking
+_MOST: Final = 300  # values of one kind and round
+
+Meter = Callable[[Callable[[], None]], float]
+"""Runs a step and returns what it cost."""
+Enough = Callable[[Sequence[float], float], bool]
+"""Whether the values of a kind suffice, and the seconds that they took altogether."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +59,7 @@ def points(*, quick: bool) -> list[Point]:
 def run(
     settings: Mapping[int, Setting], classes: Mapping[str, type[Alternative]], where: Sequence[Point], seconds: float
 ) -> list[dict[str, Any]]:
-    """Time every alternative at every point, `seconds` for each figure.
+    """Time every alternative at every point in rounds, `seconds` for each figure.
 
     `settings` maps vocabulary sizes to settings. Returns rows of {"vocab_size", "batch", "length", "alternative", "kind"}
     with the spread of the microseconds that a step takes, or with "cannot".
@@ -55,28 +68,49 @@ def run(
 
     torch.set_num_threads(1)
     rows = []
-    for vocab_size, group in _by_vocabulary(where):
-        setting = settings[vocab_size]
-        words = _words(setting, max(point.length for point in group) + 4096)
-        made: dict[str, Alternative] = {}
+    made: dict[tuple[int, str], Alternative] = {}
+    for vocab_size in dict.fromkeys(point.vocab_size for point in where):
         for name, cls in classes.items():
             try:
-                made[name] = cls(setting)
+                made[vocab_size, name] = cls(settings[vocab_size])
             except Cannot as reason:
-                rows += [_row(point, name, "thinking", {"cannot": str(reason)}) for point in group]
-        for point in group:
+                points = [point for point in where if point.vocab_size == vocab_size]
+                rows += [_row(point, name, "thinking", {"cannot": str(reason)}) for point in points]
+    enough = within(seconds / ROUNDS)
+    longest = max(point.length for point in where) + MORE
+    said = {vocab_size: words(setting, longest) for vocab_size, setting in settings.items()}
+    found: dict[tuple[Point, str, str], list[list[float]]] = {}
+    long: set[tuple[Point, str]] = set()
+    for _ in range(ROUNDS):
+        for point in where:
+            setting = settings[point.vocab_size]
             logits = torch.randn(point.batch, setting.width, generator=torch.Generator().manual_seed(0))
-            for name, alternative in made.items():
-                if name.startswith(("xgrammar", "llguidance")) and point.batch * point.length > _CACHED:
+            for name in classes:
+                alternative = made.get((point.vocab_size, name))
+                copied = point.batch * point.length > _COPIED.get(name, math.inf)
+                if alternative is None or copied or (point, name) in long:
                     continue
-                for kind, times in _timed(alternative, name, setting, point, words, logits, seconds).items():
-                    rows.append(_row(point, name, kind, spread(times, "us per step")))
+                begin = time.perf_counter()
+                values = walk(alternative, name, setting, point, said[point.vocab_size], logits, clock, enough)
+                for kind, costs in values.items():
+                    found.setdefault((point, name, kind), []).append(costs)
+                if time.perf_counter() - begin > _LONG:
+                    long.add((point, name))
+    for (point, name, kind), rounds in found.items():
+        rows.append(_row(point, name, kind, spread_of_rounds(rounds, "us per step")))
     return rows
 
 
-def _by_vocabulary(where: Sequence[Point]) -> Iterator[tuple[int, list[Point]]]:
-    for vocab_size in dict.fromkeys(point.vocab_size for point in where):
-        yield vocab_size, [point for point in where if point.vocab_size == vocab_size]
+def clock(step: Callable[[], None]) -> float:
+    """Return the microseconds of a step."""
+    begin = time.perf_counter()
+    step()
+    return (time.perf_counter() - begin) * 1e6
+
+
+def within(seconds: float) -> Enough:
+    """Values for so many seconds, what lies between them included: at least one."""
+    return lambda values, taken: bool(values) and (taken > seconds or len(values) == _MOST)
 
 
 def _row(point: Point, name: str, kind: str, figures: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +118,7 @@ def _row(point: Point, name: str, kind: str, figures: dict[str, Any]) -> dict[st
     return {**where, "alternative": name, "kind": kind, **figures}
 
 
-def _words(setting: Setting, num: int) -> list[int]:
+def words(setting: Setting, num: int) -> list[int]:
     """Ordinary words, so that no alternative sees a marker or a repetition."""
     vocabulary = setting.program.vocabulary
     some = range(600, min(30_000, vocabulary.num_tokens))
@@ -93,65 +127,68 @@ def _words(setting: Setting, num: int) -> list[int]:
     return found
 
 
-def _timed(
-    alternative: Alternative, name: str, setting: Setting, point: Point, words: Sequence[int], logits: Any, seconds: float
-) -> dict[str, list[float]]:
-    """Return microseconds of single steps of each kind; what the steps edited is asserted behind them."""
+def walk(
+    alternative: Alternative, name: str, setting: Setting, point: Point, said: Sequence[int], logits: Any, meter: Meter,
+    enough: Enough,
+) -> dict[str, list[float]]:  # fmt: skip
+    """Return what single steps of each kind cost, by `meter`; what the steps edited is asserted behind them.
+
+    `said`: words, `MORE` of them beyond those of the point
+    """
     prompt = setting.encode("<|im_start|>assistant\n" + setting.start + "\n")
-    thought = list(words[: point.length])
-    found = {}
-    thinking = alternative.start([Request(prompt, FREE, thought)] * point.batch)
-    edited = logits.clone()
-    found["thinking"] = _steps(thinking, words[point.length :], point.batch, edited, seconds)
-    edited.copy_(logits)
-    thinking.step([words[0]] * point.batch, edited)
-    eos = setting.eos_ids[0]
-    assert (edited[-1, eos].item() == -np.inf) == ("ban EOS" not in alternative.cannot), name
-    assert edited[-1, words[0]].isfinite(), name
-    answered = [*thought, *setting.end_ids, *setting.encode("\n\n"), *words[:8]]
-    answering = alternative.start([Request(prompt, FREE, answered)] * point.batch)
-    found["answer"] = _steps(answering, words[8:], point.batch, edited, seconds)
-    edited.copy_(logits)
-    answering.step([words[0]] * point.batch, edited)
-    assert edited[-1, [eos, words[0]]].isfinite().all(), name
+    thought, rest = list(said[: point.length]), iter(said[point.length :])
+    eos, edited = setting.eos_ids[0], logits.clone()
+    running = alternative.start([Request(prompt, FREE, thought)] * point.batch)
+    running.step(None, edited)
+
+    def taken(token: int) -> None:
+        running.step([token] * point.batch, edited)
+
+    def fresh(token: int) -> Any:
+        edited.copy_(logits)
+        taken(token)
+        return edited[-1]
+
+    found = {"thinking": _steps(taken, rest, meter, enough)}
+    last = fresh(next(rest))
+    assert (last[eos].item() == -np.inf) == ("ban EOS" not in alternative.cannot), name
+    assert last[said[0]].isfinite(), name
+    for token in [*setting.end_ids, *setting.encode("\n\n"), *islice(rest, 8)]:
+        taken(token)
+    found["answer"] = _steps(taken, rest, meter, enough)
+    assert fresh(next(rest))[[eos, said[0]]].isfinite().all(), name
     if name != NOTHING:
-        found["forced"] = _forced(alternative, name, prompt, words, point, (logits, edited), seconds)
+        found["forced"] = _forced(alternative, name, prompt, said, point, (logits, edited), meter, enough)
     return found
 
 
-def _steps(running: Any, words: Sequence[int], batch: int, logits: Any, seconds: float) -> list[float]:
-    running.step(None, logits)
-    running.step([words[0]] * batch, logits)
-    times: list[float] = []
-    for word in words[1:]:
-        sampled = [word] * batch
-        begin = time.perf_counter()
-        running.step(sampled, logits)
-        times.append((time.perf_counter() - begin) * 1e6)
-        if len(times) >= 400 or (sum(times) > seconds * 1e6 and len(times) >= 5):
-            break
-    return times
+def _steps(taken: Callable[[int], None], rest: Iterator[int], meter: Meter, enough: Enough) -> list[float]:
+    taken(next(rest))
+    begin = time.perf_counter()
+    costs: list[float] = []
+    while not enough(costs, time.perf_counter() - begin):
+        costs.append(meter(partial(taken, next(rest))))
+    return costs
 
 
 def _forced(
-    alternative: Alternative, name: str, prompt: list[int], words: Sequence[int], point: Point, tensors: tuple[Any, Any],
-    seconds: float,
+    alternative: Alternative, name: str, prompt: list[int], said: Sequence[int], point: Point, tensors: tuple[Any, Any],
+    meter: Meter, enough: Enough,
 ) -> list[float]:  # fmt: skip
-    """Time the step that forces the end, which comes once in a sequence: begun anew for each."""
+    """Measure the step that forces the end, which comes once in a sequence: begun anew for each."""
     fresh, logits = tensors
-    times: list[float] = []
-    while len(times) < 3 or (sum(times) < seconds * 1e6 and len(times) < 15):
-        request = Request(prompt, point.length + 1, list(words[: point.length]))
+    begin = time.perf_counter()
+    costs: list[float] = []
+    while not enough(costs, time.perf_counter() - begin):
+        request = Request(prompt, point.length + 1, list(said[: point.length]))
         running = alternative.start([request] * point.batch)
         running.step(None, logits.copy_(fresh))
-        for word in words[point.length : point.length + _TRIES]:
+        for word in said[point.length : point.length + _TRIES]:
             logits.copy_(fresh)
-            begin = time.perf_counter()
-            running.step([word] * point.batch, logits)
-            taken = (time.perf_counter() - begin) * 1e6
+            cost = meter(partial(running.step, [word] * point.batch, logits))
             if logits[-1].isfinite().sum() <= 2 or logits[-1].max() > 1e8:  # one token is left, or lifted above all others
-                times.append(taken)
+                costs.append(cost)
                 break
         else:
             raise AssertionError(f"{name} forced nothing within {_TRIES} steps of its budget")
-    return times
+    return costs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 _SHORT: Final = {
@@ -18,9 +18,10 @@ def tables(figures: Mapping[str, Any]) -> dict[str, str]:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out one table."""
+    """Lay out one table; rows that are too short end in empty cells."""
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+    filled = [[*row, *[""] * (len(head) - len(row))] for row in rows]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in filled)])
 
 
 def _correctness(found: Mapping[str, Any]) -> str:
@@ -35,20 +36,32 @@ def _correctness(found: Mapping[str, Any]) -> str:
 
 
 def _step(found: Mapping[str, Any]) -> str:
-    """One row per point and kind: the median, and the fastest but nothing in bold."""
-    points: dict[tuple[int, int, int, str], dict[str, float]] = {}
+    return _cheapest(
+        found, lambda row: f"{row['kind']}, {row['batch']:,} x {row['length']:,}, {row['vocab_size']:,}",
+        "step, rows x thinking tokens, vocabulary (us)",
+    )  # fmt: skip
+
+
+def _instructions(found: Mapping[str, Any]) -> str:
+    if "cannot" in found:
+        return f"Instructions were not counted: {found['cannot']}."
+    head = f"instructions per row, {found['batch']} rows x thinking tokens, {found['width']:,} logits wide"
+    return _cheapest(found, lambda row: f"{row['kind']}, {row['length']:,}", head)
+
+
+def _cheapest(found: Mapping[str, Any], where: Callable[[Mapping[str, Any]], str], head: str) -> str:
+    """One row per place, a column per alternative: the median, and the lowest but nothing's in bold."""
+    places: dict[str, dict[str, float]] = {}
     for row in found["rows"]:
         if "median" in row:
-            key = (row["vocab_size"], row["batch"], row["length"], row["kind"])
-            points.setdefault(key, {})[row["alternative"]] = row["median"]
-    present = {name for told in points.values() for name in told}
+            places.setdefault(where(row), {})[row["alternative"]] = row["median"]
+    present = {name for told in places.values() for name in told}
     names = [name for name in _SHORT if name in present]
     rows = []
-    for (vocab_size, batch, length, kind), told in points.items():
+    for place, told in places.items():
         best = min((value for name, value in told.items() if name != "nothing"), default=0.0)
-        cells = [_best(told[name], best, name) if name in told else "" for name in names]
-        rows.append([f"{kind}, {batch:,} x {length:,}, {vocab_size:,}", *cells])
-    return markdown(["step, rows x thinking tokens, vocabulary (us)", *(_SHORT[name] for name in names)], rows)
+        rows.append([place, *(_best(told[name], best, name) if name in told else "" for name in names)])
+    return markdown([head, *(_SHORT[name] for name in names)], rows)
 
 
 def _best(value: float, best: float, name: str) -> str:
@@ -60,23 +73,25 @@ def _start(found: Mapping[str, Any]) -> str:
     rows = []
     for row in found["rows"]:
         if "cannot" in row:
-            rows.append([_SHORT[row["alternative"]], f"cannot: {row['cannot']}", *[""] * 5])
+            rows.append([_SHORT[row["alternative"]], f"cannot: {row['cannot']}"])
             continue
         admission = [f"{told['median']:,.0f}" for told in row["admission"].values()]
-        held = row["setup_bytes"]
-        sizes = ["" if held is None else f"{held['median'] / 1e6:,.1f}"]
-        sizes.append("" if row["request_bytes"] is None else f"{row['request_bytes']:,.0f}")
-        rows.append([_SHORT[row["alternative"]], f"{row['setup']['median']:,.1f}", *admission, *sizes])
+        rows.append([_SHORT[row["alternative"]], f"{row['setup']['median']:,.1f}", *admission])
     lengths = next((list(row["admission"]) for row in found["rows"] if "admission" in row), [])
-    head = ["", "set up (ms)", *(f"admit, {int(length):,} tokens (us)" for length in lengths)]
-    return markdown([*head, "set up (MB)", "a request (bytes)"], rows)
+    return markdown(["", "set up (ms)", *(f"admit, {int(length):,} tokens (us)" for length in lengths)], rows)
 
 
-def _instructions(found: Mapping[str, Any]) -> str:
+def _memory(found: Mapping[str, Any]) -> str:
     if "cannot" in found:
-        return f"Instructions were not counted: {found['cannot']}."
-    rows = [[kind, f"{found[kind]:,.0f}"] for kind in ("answer", "thinking", "forced")]
-    return markdown(["step", f"instructions per row, {found['width']:,} logits wide"], rows)
+        return f"Not measured: {found['cannot']}."
+    rows = []
+    for row in found["rows"]:
+        if "cannot" in row:
+            sizes = [f"cannot: {row['cannot']}"]
+        else:
+            sizes = [f"{row['setup']['median'] / 1e6:,.1f}", f"{row['request']['median']:,.0f}"]
+        rows.append([_SHORT[row["alternative"]], *sizes])
+    return markdown(["", f"set up, {found['vocab_size']:,} tokens (MB)", "a request (bytes)"], rows)
 
 
 def _rates(found: Mapping[str, Any]) -> str:
@@ -100,15 +115,16 @@ def _quality(found: Mapping[str, Any]) -> str:
         return f"{row['right'] / row['num']:.0%}, {row['well_formed'] / row['num']:.0%}"
 
     rows = [[str(budget), *(shown(told[way, budget]) for way in ways)] for budget in found["budgets"]]
-    rows += [["none, alone", shown(row), *[""] * (len(ways) - 1)] for (_, budget), row in told.items() if budget is None]
+    rows += [["none, alone", shown(row)] for (_, budget), row in told.items() if budget is None]
     return markdown(["budget: right, well-formed", *ways], rows)
 
 
 _TABLES: Final = {
     "correctness": _correctness,
     "step": _step,
-    "start": _start,
     "instructions": _instructions,
+    "start": _start,
+    "memory": _memory,
     "generate": _rates,
     "serve": _rates,
     "quality": _quality,

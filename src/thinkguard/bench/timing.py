@@ -1,4 +1,4 @@
-"""Times taken in turn, so that the machine's drift hits all alike, and what is said about them."""
+"""Measurements taken in turn, so that the machine's drift hits all alike, and what is said about them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,27 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 Spread = dict[str, Any]
-"""{"median", "low", "high", "num", "unit"}: the median of all rounds, and the quartiles around it."""
+"""{"median", "low", "high", "num", "unit"}: the median of all values, and how far the quartiles of the rounds reach."""
 Rates = dict[str, dict[str, Any]]
 T = TypeVar("T")
 
 
 def spread(values: Sequence[float], unit: str) -> Spread:
     """Sum up repeated measurements of one thing."""
-    ordered = sorted(values)
-    low, median, high = statistics.quantiles(ordered, n=4) if len(ordered) > 1 else ordered * 3
-    return {"median": median, "low": low, "high": high, "num": len(ordered), "unit": unit}
+    return spread_of_rounds([values], unit)
+
+
+def spread_of_rounds(rounds: Sequence[Sequence[float]], unit: str) -> Spread:
+    """Sum up measurements that were taken in rounds some time apart, between which the machine may have changed."""
+    values = [value for one in rounds for value in one]
+    quartiles = [statistics.quantiles(one, n=4) if len(one) > 2 else sorted(one) for one in rounds]
+    return {
+        "median": statistics.median(values),
+        "low": min(one[0] for one in quartiles),
+        "high": max(one[-1] for one in quartiles),
+        "num": len(values),
+        "unit": unit,
+    }
 
 
 def ratio(over: Sequence[float], under: Sequence[float], *, draws: int = 2000) -> dict[str, Any]:

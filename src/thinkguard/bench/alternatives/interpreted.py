@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
-
-_patched: set[Any] = set()
 
 
 def interpret() -> None:
@@ -16,6 +15,7 @@ def interpret() -> None:
     if "vllm" in sys.modules:
         raise RuntimeError("vllm is imported already: call interpret() before it")
     import torch
+    import triton
     import triton.backends as backends
     import triton.runtime.interpreter as interpreter
     from triton.backends.compiler import GPUTarget
@@ -44,7 +44,7 @@ def interpret() -> None:
 
     backends.backends["cpu"] = backends.Backend(compiler=backends.backends["nvidia"].compiler, driver=InterpretedCPU)
     interpreter._interpreter = _BooleanMasks(interpreter._interpreter)
-    interpreter.InterpretedFunction.__call__ = _call_device_function
+    interpreter._patch_lang = _Patches(interpreter._patch_lang, triton.language, triton.language.core)
 
 
 class _BooleanMasks:
@@ -63,11 +63,19 @@ class _BooleanMasks:
         return self.memory.store(pointers, value, mask.astype(bool))
 
 
-def _call_device_function(function: Any, *args: Any, **kwargs: Any) -> Any:
-    """Patch Triton's language once for a function: the interpreter does it anew for every call, most of its time."""
-    if function not in _patched:
-        import triton.runtime.interpreter as interpreter
+class _Patches:
+    """Triton's language patched once and for good: the interpreter does and undoes it for every call, most of its time."""
 
-        _patched.add(function)
-        interpreter._patch_lang(function.fn)
-    return function.rewrite()(*args, **kwargs)
+    def __init__(self, patch: Callable[[Any], Any], *languages: Any) -> None:
+        self.patch, self.languages, self.done = patch, frozenset(map(id, languages)), set[frozenset[int]]()
+
+    def __call__(self, function: Any) -> _Patches:
+        """Patch what a function sees of the language."""
+        seen = self.languages & {id(value) for value in function.__globals__.values()}
+        if seen not in self.done:
+            self.done.add(seen)
+            self.patch(function)
+        return self
+
+    def restore(self) -> None:
+        """Leave it: nothing but the interpreter runs in this process."""

@@ -1,0 +1,124 @@
+"""Memory that an alternative takes: set up for a vocabulary, and for each request that runs.
+
+    python -m thinkguard.bench.memory TOKENIZER --json FILE [--only NAME ...]
+
+Each figure comes from a process of its own, forked off one in which the alternative and the tokenizer are loaded. What a
+process loads once and shares is left out: of two that are set up behind each other, the growth of the second is taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from thinkguard.bench.alternatives.alternative import MODULES, Alternative, Cannot, load
+from thinkguard.bench.setting import Request, Setting
+from thinkguard.bench.timing import spread
+
+_HELD: Final = 4096  # requests whose memory is taken together
+_REPEATS: Final = 2
+_HOLES: Final = 16 * 2**20  # bytes by which the process has grown when no holes are left
+
+
+def run(setting: Setting, name: str) -> dict[str, Any]:
+    """Measure one alternative. Returns {"alternative", "setup", "request"}, spreads of bytes, or {..., "cannot": why}."""
+    row: dict[str, Any] = {"alternative": name}
+    try:
+        cls = load(name)
+    except Cannot as reason:
+        return {**row, "cannot": str(reason)}
+    grown = [_forked(lambda: _grown(cls, setting)) for _ in range(_REPEATS)]
+    for one in grown:
+        if "cannot" in one:
+            return {**row, **one}
+    return {**row, **{what: spread([one[what] for one in grown], "bytes") for what in ("setup", "request")}}
+
+
+def _grown(cls: type[Alternative], setting: Setting) -> dict[str, Any]:
+    """Set up, admit, and say how much each took."""
+    prompt = setting.encode("<|im_start|>assistant\n" + setting.start + "\n")
+    requests = [Request(list(prompt), 1000) for _ in range(_HELD)]
+    try:
+        first = cls(setting)
+    except Cannot as reason:
+        return {"cannot": str(reason)}
+    warm = first.start(requests[:2])
+    filled = _fill()
+    before = resident()
+    second = cls(setting)
+    ready = resident()
+    batch = second.start(requests)
+    held = resident()
+    assert filled
+    assert warm is not None
+    assert batch is not None
+    return {"setup": max(ready - before, 0), "request": max(held - ready, 0) / _HELD}
+
+
+def _fill() -> list[Any]:
+    """Take all small pieces of memory that were freed and not given back, which would hide what is asked for next."""
+    allocate = ctypes.CDLL(None).malloc
+    allocate.restype = ctypes.c_void_p
+    taken: list[Any] = []
+    for make in (lambda size: bytes(size), lambda size: allocate(ctypes.c_size_t(size))):
+        least = resident() + _HOLES
+        while resident() < least:
+            taken += [make(size) for _ in range(64) for size in range(16, 4096, 16)]
+    return taken
+
+
+def _forked(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run a function in a copy of this process."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.write(theirs, json.dumps(function()).encode())
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(theirs)
+    with open(ours, "rb") as pipe:
+        told = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if status != 0:
+        raise RuntimeError(f"a process that measured memory exited with {os.waitstatus_to_exitcode(status)}")
+    found: dict[str, Any] = json.loads(told)
+    return found
+
+
+def resident() -> int:
+    """Bytes of memory in use, what was freed given back first. Linux alone tells."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def main() -> None:
+    """Measure in this process, which is made for it, and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tokenizer", type=Path)
+    parser.add_argument("--width", type=int, required=True)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", choices=tuple(MODULES), default=tuple(MODULES))
+    options = parser.parse_args()
+    if sys.platform != "linux":
+        found: dict[str, Any] = {"cannot": "memory is read from Linux' /proc"}
+    else:
+        setting = Setting.load(options.tokenizer, options.width)
+        found = {"rows": [run(setting, name) for name in options.only], "vocab_size": options.width}
+    options.json.write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
