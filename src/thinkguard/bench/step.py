@@ -25,7 +25,6 @@ from thinkguard.bench.timing import spread_of_rounds
 KINDS: Final = ("thinking", "answer", "forced")
 FREE: Final = 2**30  # a budget that is never reached
 NOTHING: Final = "nothing"
-ROUNDS: Final = 2
 _COPIED: Final = {"llguidance grammar": 2**19}  # rows x tokens; beyond, its matchers take half a minute to copy
 _LONG: Final = 10.0  # seconds: what takes longer to be brought to its steps is measured in one round
 _TRIES: Final = 3  # steps within which the end is forced: some count the line break behind the start, some do not
@@ -57,8 +56,9 @@ def points(*, quick: bool) -> list[Point]:
 
 
 def run(
-    settings: Mapping[int, Setting], classes: Mapping[str, type[Alternative]], where: Sequence[Point], seconds: float
-) -> list[dict[str, Any]]:
+    settings: Mapping[int, Setting], classes: Mapping[str, type[Alternative]], where: Sequence[Point], seconds: float,
+    num_rounds: int = 2,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Time every alternative at every point in rounds, `seconds` for each figure.
 
     `settings` maps vocabulary sizes to settings. Returns rows of {"vocab_size", "batch", "length", "alternative", "kind"}
@@ -76,12 +76,12 @@ def run(
             except Cannot as reason:
                 points = [point for point in where if point.vocab_size == vocab_size]
                 rows += [_row(point, name, "thinking", {"cannot": str(reason)}) for point in points]
-    enough = within(seconds / ROUNDS)
+    enough = within(seconds / num_rounds)
     longest = max(point.length for point in where) + MORE
     said = {vocab_size: words(setting, longest) for vocab_size, setting in settings.items()}
     found: dict[tuple[Point, str, str], list[list[float]]] = {}
     long: set[tuple[Point, str]] = set()
-    for _ in range(ROUNDS):
+    for _ in range(num_rounds):
         for point in where:
             setting = settings[point.vocab_size]
             logits = torch.randn(point.batch, setting.width, generator=torch.Generator().manual_seed(0))
