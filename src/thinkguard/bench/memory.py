@@ -69,8 +69,8 @@ def _fill() -> list[Any]:
     allocate.restype = ctypes.c_void_p
     taken: list[Any] = []
     for make in (lambda size: bytes(size), lambda size: allocate(ctypes.c_size_t(size))):
-        least = resident() + _HOLES
-        while resident() < least:
+        least = _in_use() + _HOLES
+        while _in_use() < least:
             taken += [make(size) for _ in range(64) for size in range(16, 4096, 16)]
     return taken
 
@@ -101,6 +101,10 @@ def resident() -> int:
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+    return _in_use()
+
+
+def _in_use() -> int:
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
