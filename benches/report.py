@@ -116,8 +116,7 @@ def _rates(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
             ratio, model = row["ratio"], row.get("model", "embedded model")
             shown = f"{ratio['median']:.3f} times ({ratio['low']:.3f} .. {ratio['high']:.3f})"
             yield f"{what}, {model}, batch {row['batch']}: tokens a second, guarded against not", shown
-    measured = any("not measured" not in row for row in figures["gpu"]["rows"])
-    yield "vLLM V2 and `generate()` on a GPU", "docs/benchmarks.md" if measured else "not measured: no GPU here"
+    yield "vLLM V2 and `generate()` on a GPU", "docs/benchmarks.md" if _gpu_runs() else "not measured: no GPU here"
 
 
 def _audited(audit: dict[str, Any]) -> list[tuple[str, str]]:
@@ -127,11 +126,15 @@ def _audited(audit: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def gpu_section(figures: dict[str, Any]) -> str:
-    """What was measured on GPUs, from every result file that has such rows; else why there are none."""
+    """What was measured on GPUs; else why nothing was."""
+    return "\n\n".join(gpu_table(run) for run in _gpu_runs() or [figures["gpu"]])
+
+
+def _gpu_runs() -> list[dict[str, Any]]:
+    """The runs on GPUs that the result files hold."""
     files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
     found = [told.get("gpu", told) for told in files]  # a part of a file, or the whole of one that `make bench-gpu` wrote
-    runs = [told for told in found if "gpu" in told.get("machine", {})]
-    return "\n\n".join(gpu_table(run) for run in runs or [figures["gpu"]])
+    return [told for told in found if "gpu" in told.get("machine", {})]
 
 
 def gpu_table(found: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import torch
 
-from thinkguard.bench.alternatives.alternative import MODULES, Alternative, Cannot, loaded
+from thinkguard.bench.alternatives.alternative import MODULES, Alternative, Cannot, loaded, set_up
 from thinkguard.bench.alternatives.interpreted import interpret
 from thinkguard.bench.cases import MESSAGE, Case, Run, Settings, make
 from thinkguard.bench.reading import complaint
@@ -93,10 +93,7 @@ def _row(
     for one in case.runs:
         key = (name, id(one.setting))
         if key not in made:
-            try:
-                made[key] = cls(one.setting)
-            except Cannot as reason:
-                made[key] = reason
+            made[key] = set_up(cls, one.setting)
         alternative = made[key]
         if isinstance(alternative, Cannot):
             impossible.append(str(alternative))

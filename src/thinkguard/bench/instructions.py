@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from thinkguard.bench import step
-from thinkguard.bench.alternatives.alternative import Alternative, Cannot, loaded
+from thinkguard.bench.alternatives.alternative import Alternative, Cannot, loaded, set_up
 from thinkguard.bench.setting import Setting, make_tokenizer
 from thinkguard.bench.timing import spread
 
@@ -143,12 +143,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting.load(make_tokenizer(Path(folder), _VOCAB_SIZE, marker_tokens=True))
         for name, cls in loaded(options.only):
-            try:
-                if isinstance(cls, Cannot):
-                    raise cls
-                made[name] = cls(setting)
-            except Cannot as reason:
-                rows.append({"alternative": name, "cannot": str(reason)})
+            alternative = set_up(cls, setting)
+            if isinstance(alternative, Cannot):
+                rows.append({"alternative": name, "cannot": str(alternative)})
+            else:
+                made[name] = alternative
         rows += walked(setting, made, Windows(options.library))
     options.json.write_text(json.dumps(rows), encoding="utf-8")
 

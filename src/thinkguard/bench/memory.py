@@ -1,6 +1,6 @@
 """Memory that an alternative takes: set up for a vocabulary, and for each request that runs.
 
-    python -m thinkguard.bench.memory TOKENIZER --json FILE [--only NAME ...]
+    python -m thinkguard.bench.memory TOKENIZER --width NUM --json FILE [--only NAME ...]
 
 Each figure comes from a process of its own, forked off one in which the alternative and the tokenizer are loaded. What a
 process loads once and shares is left out: of two that are set up behind each other, the growth of the second is taken.
@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from thinkguard.bench.alternatives.alternative import MODULES, Alternative, Cannot, load
+from thinkguard.bench.alternatives.alternative import MODULES, Alternative, Cannot, load, set_up
 from thinkguard.bench.setting import Request, Setting
 from thinkguard.bench.timing import spread
 
@@ -46,10 +46,9 @@ def _grown(cls: type[Alternative], setting: Setting) -> dict[str, Any]:
     """Set up, admit, and say how much each took."""
     prompt = setting.encode("<|im_start|>assistant\n" + setting.start + "\n")
     requests = [Request(list(prompt), 1000) for _ in range(_HELD)]
-    try:
-        first = cls(setting)
-    except Cannot as reason:
-        return {"cannot": str(reason)}
+    first = set_up(cls, setting)
+    if isinstance(first, Cannot):
+        return {"cannot": str(first)}
     warm = first.start(requests[:2])
     filled = _fill()
     before = resident()

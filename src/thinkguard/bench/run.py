@@ -54,10 +54,8 @@ def measure(parts: Sequence[str], plan: Plan, tell: Callable[[str], None]) -> It
 
 
 def _measured(part: str, plan: Plan, folder: Path) -> dict[str, Any]:
-    place = folder / part
-    place.mkdir()
     begin = time.perf_counter()
-    figures = PARTS[part](plan, place)
+    figures = PARTS[part](plan, folder)
     return {"machine": machine(), part: figures, "seconds": {part: round(time.perf_counter() - begin, 1)}}
 
 
@@ -72,12 +70,14 @@ def _classes(rows: list[dict[str, Any]]) -> dict[str, type[Alternative]]:
     return found
 
 
-def _setting(folder: Path, vocab_size: int) -> Setting:
-    """A made tokenizer of that size with marker tokens, in `folder`."""
+def _tokenizer(folder: Path, vocab_size: int) -> Path:
+    """A made tokenizer of that size with marker tokens, in `folder`: made once for all parts."""
     place = folder / str(vocab_size)
-    if not place.exists():
-        make_tokenizer(place, vocab_size, marker_tokens=True)
-    return Setting.load(place, vocab_size)
+    return place if place.exists() else make_tokenizer(place, vocab_size, marker_tokens=True)
+
+
+def _setting(folder: Path, vocab_size: int) -> Setting:
+    return Setting.load(_tokenizer(folder, vocab_size), vocab_size)
 
 
 def _own_process(module: str, arguments: Sequence[str], out: Path, **environment: str) -> dict[str, Any]:
@@ -102,7 +102,8 @@ def _correctness(plan: Plan, folder: Path) -> dict[str, Any]:
     arguments += [] if plan.tokenizers is None else ["--tokenizers", str(plan.tokenizers)]
 
     def found(names: list[str], environment: dict[str, str]) -> dict[str, Any]:
-        return _own_process("correctness", [*arguments, "--only", *names], folder / f"{len(names)}.json", **environment)
+        out = folder / f"correctness-{len(names)}.json"
+        return _own_process("correctness", [*arguments, "--only", *names], out, **environment)
 
     with ThreadPoolExecutor() as pool:
         return merged([waited.result() for waited in [pool.submit(found, *group) for group in groups]])
@@ -110,9 +111,9 @@ def _correctness(plan: Plan, folder: Path) -> dict[str, Any]:
 
 def _memory(plan: Plan, folder: Path) -> dict[str, Any]:
     """In a process of its own, from which others are forked: no threads run in it."""
-    place = make_tokenizer(folder / "tokenizer", BIG, marker_tokens=True)
     names = [name for name in MODULES if name != INTERPRETED]
-    return _own_process("memory", [str(place), "--width", str(BIG), "--only", *names], folder / "memory.json")
+    arguments = [str(_tokenizer(folder, BIG)), "--width", str(BIG), "--only", *names]
+    return _own_process("memory", arguments, folder / "memory.json")
 
 
 def _instructions(plan: Plan, folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from thinkguard.bench.alternatives.alternative import Alternative, Cannot
+from thinkguard.bench.alternatives.alternative import Alternative, Cannot, set_up
 from thinkguard.bench.setting import Request, Setting
 from thinkguard.bench.timing import spread
 
@@ -21,10 +21,9 @@ def run(setting: Setting, classes: Mapping[str, type[Alternative]], *, repeats: 
 
 def _row(name: str, cls: type[Alternative], setting: Setting, repeats: int) -> dict[str, Any]:
     row: dict[str, Any] = {"alternative": name}
-    try:
-        alternative = cls(setting)  # what is imported and cached at the first time is not counted
-    except Cannot as reason:
-        return {**row, "cannot": str(reason)}
+    alternative = set_up(cls, setting)  # what is imported and cached at the first time is not counted
+    if isinstance(alternative, Cannot):
+        return {**row, "cannot": str(alternative)}
     row["setup"] = spread([_timed(lambda: cls(setting)) * 1e3 for _ in range(repeats)], "ms")
     words = setting.encode(" the") * max(PROMPTS)
     row["admission"] = {}

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from thinkguard.bench.alternatives.alternative import Alternative, Cannot
+from thinkguard.bench.alternatives.alternative import Alternative, Cannot, set_up
 from thinkguard.bench.setting import Request, Setting
 from thinkguard.bench.timing import spread_of_rounds
 
@@ -68,34 +68,34 @@ def run(
 
     torch.set_num_threads(1)
     rows = []
-    made: dict[tuple[int, str], Alternative] = {}
+    made: dict[tuple[Point, str], Alternative] = {}
     for vocab_size in dict.fromkeys(point.vocab_size for point in where):
         for name, cls in classes.items():
-            try:
-                made[vocab_size, name] = cls(settings[vocab_size])
-            except Cannot as reason:
-                points = [point for point in where if point.vocab_size == vocab_size]
-                rows += [_row(point, name, "thinking", {"cannot": str(reason)}) for point in points]
+            alternative = set_up(cls, settings[vocab_size])
+            for point in (point for point in where if point.vocab_size == vocab_size):
+                if isinstance(alternative, Cannot):
+                    rows.append(_row(point, name, "thinking", {"cannot": str(alternative)}))
+                elif point.batch * point.length > _COPIED.get(name, math.inf):
+                    rows.append(_row(point, name, "thinking", {"cannot": "a batch takes half a minute to copy"}))
+                else:
+                    made[point, name] = alternative
     enough = within(seconds / num_rounds)
     longest = max(point.length for point in where) + MORE
     said = {vocab_size: words(setting, longest) for vocab_size, setting in settings.items()}
     found: dict[tuple[Point, str, str], list[list[float]]] = {}
-    long: set[tuple[Point, str]] = set()
     for _ in range(num_rounds):
         for point in where:
             setting = settings[point.vocab_size]
             logits = torch.randn(point.batch, setting.width, generator=torch.Generator().manual_seed(0))
             for name in classes:
-                alternative = made.get((point.vocab_size, name))
-                copied = point.batch * point.length > _COPIED.get(name, math.inf)
-                if alternative is None or copied or (point, name) in long:
+                if (point, name) not in made:
                     continue
                 begin = time.perf_counter()
-                values = walk(alternative, name, setting, point, said[point.vocab_size], logits, clock, enough)
+                values = walk(made[point, name], name, setting, point, said[point.vocab_size], logits, clock, enough)
                 for kind, costs in values.items():
                     found.setdefault((point, name, kind), []).append(costs)
                 if time.perf_counter() - begin > _LONG:
-                    long.add((point, name))
+                    del made[point, name]
     for (point, name, kind), rounds in found.items():
         rows.append(_row(point, name, kind, spread_of_rounds(rounds, "us per step")))
     return rows

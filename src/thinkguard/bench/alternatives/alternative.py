@@ -72,6 +72,16 @@ def loaded(names: Iterable[str]) -> Iterator[tuple[str, type[Alternative] | Cann
             yield name, reason
 
 
+def set_up(cls: type[Alternative] | Cannot, setting: Setting) -> Alternative | Cannot:
+    """Set an alternative up for a setting; why that cannot be is returned."""
+    if isinstance(cls, Cannot):
+        return cls
+    try:
+        return cls(setting)
+    except Cannot as reason:
+        return reason
+
+
 def started(requests: Sequence[Request], make: Callable[[Request], T], copy: Callable[[T], T]) -> list[T]:
     """Make a state for each request; one that stands several times in the list is started once and copied."""
     made: dict[int, T] = {}
