@@ -1,8 +1,9 @@
 """Whether a second run says the same as the first: figure by figure, within the spreads that both state.
 
 Two figures agree where their spreads overlap, each widened by what two runs differ by and one does not see: the clock of a
-shared machine, the addresses and the free memory of a process. Whatever has no spread (verdicts, counts of right answers)
-has to be equal. What every figure is called is its path in the JSON.
+shared machine, the addresses and the free memory of a process. Times that carry a "paced" spread are compared by it, in
+multiples of a fixed piece of work that was timed beside them: such a machine may be twice as fast in one run. Whatever has
+no spread (verdicts, counts of right answers) has to be equal. What every figure is called is its path in the JSON.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def figures(part: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(part, Mapping):
         for low, high in SPREADS:
             if low in part and high in part:
-                yield name, [part[low], part[high]]
+                reach = part.get("paced", part)
+                yield name + " (paced)" * ("paced" in part), [reach[low], reach[high]]
                 return
         for key, value in part.items():
             if key in EXACT:

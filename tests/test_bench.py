@@ -23,7 +23,7 @@ from thinkguard.bench.plots import draw  # noqa: E402
 from thinkguard.bench.reading import complaint  # noqa: E402
 from thinkguard.bench.setting import Request, Setting, make_tokenizer  # noqa: E402
 from thinkguard.bench.table import tables  # noqa: E402
-from thinkguard.bench.timing import in_pairs, ratio, spread, spread_of_rounds  # noqa: E402
+from thinkguard.bench.timing import in_pairs, one_thread, ratio, spread, spread_of_rounds, with_pace  # noqa: E402
 from thinkguard.errors import InputError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -266,15 +266,34 @@ def test_runs_are_timed_in_pairs():
     order, checked = [], []
     runs = {name: lambda seed, name=name: order.append((name, seed)) for name in ("alone", "guarded")}
     rates = in_pairs(runs, lambda name, made: checked.append(name), pairs=2, num_tokens=10)
-    turns = [("alone", 0), ("guarded", 0), ("guarded", 1), ("alone", 1), ("alone", 2), ("guarded", 2)]
+    there, back = ["alone", "guarded", "guarded", "alone"], ["guarded", "alone", "alone", "guarded"]
+    turns = [(name, pair) for pair, names in enumerate([there, back, there]) for name in names]
     assert order == turns
     assert checked == [name for name, _ in turns]
     assert rates["alone"]["num"] == rates["ratio"]["pairs"] == 2, "the first pair warms up"
     assert spread([3.0, 1.0, 2.0], "s") == {"median": 2.0, "low": 1.0, "high": 3.0, "num": 3, "unit": "s"}
     rounds = spread_of_rounds([[1.0, 2.0, 3.0], [5.0, 4.0]], "s")
     assert rounds == {"median": 3.0, "low": 1.0, "high": 5.0, "num": 5, "unit": "s"}
+    paced = spread_of_rounds([[1.0, 2.0, 3.0], [20.0, 40.0]], "s", [1.0, 10.0])["paced"]
+    assert paced == {"low": 1.0, "high": 4.0}, "each round by the pace of its own"
     told = ratio([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     assert (told["median"], told["low"], told["high"], told["pairs"]) == (2.0, 2.0, 2.0, 3)
+
+
+def test_what_is_timed_carries_the_pace_of_the_machine():
+    ran = []
+    made, pace = with_pace(lambda: ran.append(1) or "made")
+    assert (made, ran) == ("made", [1])
+    assert 0.1 < pace < 1000
+    rates = in_pairs({"alone": lambda seed: None, "guarded": lambda seed: None}, lambda name, made: None, 3, 10)
+    assert all(rates[name]["paced"]["low"] > 0 for name in ("alone", "guarded"))
+
+
+def test_torch_keeps_its_threads():
+    before = torch.get_num_threads()
+    with one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
 
 
 def test_the_command_offers_the_parts_that_there_are():
@@ -359,6 +378,9 @@ def test_runs_agree_where_their_spreads_overlap(written):
     assert told["outside"] == {"rows: c/verdict": ["right", "wrong"]}
     second["rows"][0]["low"] = 2.5
     assert written.compare("step", first, second)["outside"]["rows: a, x"] == [[1, 2], [2.5, 3.0]]
+    faster = {"rows": [{"alternative": "a", "low": 10, "high": 12, "paced": {"low": 5, "high": 6}}]}
+    slower = {"rows": [{"alternative": "a", "low": 20, "high": 24, "paced": {"low": 5, "high": 6}}]}
+    assert written.compare("step", faster, slower)["within"] == 1, "twice as fast a machine"
     assert written.compare("step", {"a": {"min": 1, "max": 2}}, {"b": {"min": 1, "max": 2}})["not in both"] == ["a", "b"]
     bytes_ = {"rows": [{"alternative": "a", "setup": {"low": 0, "high": 0}, "request": {"low": 100, "high": 100}}]}
     more = copy.deepcopy(bytes_)

@@ -125,7 +125,7 @@ def assert_structured(vocabulary, output, prompt_length, opened=False, eos=True)
 def place(request, monkeypatch):
     """Where the rows are kept: on the host, or where scores and ids are, by the kernel, as on a GPU."""
     if request.param == "kernel":
-        monkeypatch.setattr(hf_scores, "_KERNELS_RUN", {"cpu"})
+        monkeypatch.setattr(hf_scores, "_ON_CPU", True)
     return request.param
 
 

@@ -406,34 +406,31 @@ cdef class RowBatch:
                 left += not edit_one(&members[i], &action, <char *> address + i * row_stride * item, dtype, stride, width)
         return left
 
-    def continues(self, intptr_t ids, int64_t row_stride, int64_t stride, int64_t length):
-        """Whether each row of int64 ids ends in the token that was seen last and one more; read from memory."""
-        cdef Py_ssize_t i
-        cdef const int64_t *row
-        if length < 2 or not self.has_last:
-            return False
-        for i in range(self.num_rows):
-            row = <const int64_t *> ids + i * row_stride
-            if row[(length - 2) * stride] != self.last[i]:
-                return False
-        return True
-
     def note_last(self, intptr_t ids, int64_t row_stride, int64_t stride, int64_t length):
-        """Remember each row's last token, for `continues`."""
+        """Remember each row's last token, for `follow`."""
         cdef Py_ssize_t i
         self.has_last = length > 0
         for i in range(self.num_rows if length else 0):
             self.last[i] = (<const int64_t *> ids)[i * row_stride + (length - 1) * stride]
 
-    def advance_last(self, intptr_t ids, int64_t row_stride, int64_t stride, int64_t length):
-        """Account for the last token of each row of int64 ids, and remember it."""
+    def follow(self, intptr_t ids, int64_t row_stride, int64_t stride, int64_t num_rows, int64_t length):
+        """Account for the last token of each row of int64 ids, if each row ends in the token that was seen last and one more.
+
+        ids: address of [num_rows, length], strides in elements. Returns whether they do; else nothing is accounted for.
+        """
         cdef Py_ssize_t i
-        cdef int64_t token
+        cdef const int64_t *before = <const int64_t *> ids + (length - 2) * stride
+        cdef const int64_t *newest = before + stride
+        if length < 2 or not self.has_last or num_rows != self.num_rows:
+            return False
+        for i in range(self.num_rows):
+            if before[i * row_stride] != self.last[i]:
+                return False
         with nogil:
             for i in range(self.num_rows):
-                token = (<const int64_t *> ids)[i * row_stride + (length - 1) * stride]
-                self.last[i] = token
-                advance_one(&self.members[i], token)
+                self.last[i] = newest[i * row_stride]
+                advance_one(&self.members[i], newest[i * row_stride])
+        return True
 
     def is_free(self):
         """Whether no row needs an edit at its next step."""

@@ -236,19 +236,11 @@ class AttachedProcessor(LogitsProcessor):  # type: ignore[misc]
         """As ThinkLogitsProcessor's, with the prompt's length known; scores are edited in place."""
         if runs_on_device(input_ids, scores):
             return self._on_device(input_ids, scores)
-        num_rows, length = input_ids.shape
-        batch = self._batch
-        if (
-            batch is not None
-            and length == self._length + 1
-            and num_rows == len(batch)
-            and scores.ndim == 2
-            and _is_host_int64(input_ids)  # a draft model may live elsewhere
-        ):
-            address = input_ids.data_ptr()
+        batch, (num_rows, length) = self._batch, input_ids.shape
+        # A draft model may live elsewhere.
+        if batch is not None and length == self._length + 1 and _is_host_int64(input_ids):
             row_stride, stride = input_ids.stride()
-            if batch.continues(address, row_stride, stride, length):
-                batch.advance_last(address, row_stride, stride, length)
+            if batch.follow(input_ids.data_ptr(), row_stride, stride, num_rows, length):
                 self._length = length
                 return edit_scores(batch, scores.clone() if self._keeps_logits else scores)
         return self._by_history(input_ids, scores)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -277,7 +278,7 @@ class ThinkProgram:
             raise InputError(
                 f"logits have shape {list(shape)} for {len(batch)} rows: wanted [{len(batch)}, vocab_size]"
             )
-        if shape[0] and any(size > 1 and not stride for size, stride in zip(shape, strides, strict=True)):
+        if shape[0] and 0 in strides and any(size > 1 and not stride for size, stride in zip(shape, strides, strict=True)):
             raise InputError("logits share memory (an expanded view), so rows and tokens cannot differ: pass a copy")
         return batch.apply(address, dtype, strides[0], strides[1], shape[1]) if shape[1] else 0
 
@@ -315,13 +316,11 @@ def as_token_ids(name: str, ids: Any) -> npt.NDArray[np.int32]:
 
 def _describe(logits: Any) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
     """(address, dtype code, shape, strides in elements) of a numpy array or CPU tensor."""
-    name = str(logits.dtype).removeprefix("torch.") if hasattr(logits, "dtype") else type(logits).__name__
-    if name not in _core.DTYPES:
-        raise InputError(f"logits are {name}: wanted float32, float16 or bfloat16")
+    code = _dtype_code(logits.dtype if hasattr(logits, "dtype") else type(logits).__name__)
     if hasattr(logits, "data_ptr"):
-        if logits.device.type != "cpu":
+        if not logits.is_cpu:
             raise InputError(f"logits are on {logits.device}: wanted a tensor on the CPU")
-        return logits.data_ptr(), _core.DTYPES[name], tuple(logits.shape), tuple(logits.stride())
+        return logits.data_ptr(), code, logits.shape, logits.stride()
     interface = logits.__array_interface__
     if interface["data"][1]:
         raise InputError("logits are read-only, but have to be edited in place: pass a writable array")
@@ -329,4 +328,13 @@ def _describe(logits: Any) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
     if any(offset % logits.itemsize for offset in (address, *logits.strides)):
         raise InputError("logits lie askew in memory (a field of a structured array?): pass a copy")
     strides = tuple(stride // logits.itemsize for stride in logits.strides)
-    return address, _core.DTYPES[name], logits.shape, strides
+    return address, code, logits.shape, strides
+
+
+@cache
+def _dtype_code(dtype: Any) -> int:
+    """The core's code of a numpy or torch dtype; remembered, for to spell a dtype costs more than a row."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in _core.DTYPES:
+        raise InputError(f"logits are {name}: wanted float32, float16 or bfloat16")
+    return _core.DTYPES[name]

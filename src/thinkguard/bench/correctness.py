@@ -26,6 +26,7 @@ from thinkguard.bench.alternatives.interpreted import interpret
 from thinkguard.bench.cases import MESSAGE, Case, Run, Settings, make
 from thinkguard.bench.reading import complaint
 from thinkguard.bench.setting import Request, Setting, make_tokenizer
+from thinkguard.bench.timing import one_thread
 from thinkguard.policy import ThinkPolicy
 
 INTERPRETED: Final = "vLLM V2 budget"
@@ -54,9 +55,9 @@ def settings_of(folder: Path, tokenizers: Path | None) -> Settings:
     )
 
 
+@one_thread()
 def run(settings: Settings, classes: Mapping[str, type[Alternative] | Cannot], *, quick: bool = False) -> dict[str, Any]:
     """Try all. Returns {"cases": {name: wanted}, "alternatives": {...}, "rows": [case x alternative, with every run]}."""
-    torch.set_num_threads(1)
     made: dict[tuple[str, int], Alternative | Cannot] = {}
     rows: list[dict[str, Any]] = []
     cases = {}

@@ -16,8 +16,8 @@ from thinkguard.bench.setting import Setting
 from thinkguard.bench.timing import in_pairs
 from thinkguard.demo.run import MODELS
 
-NEW_TOKENS: Final = 96
-BUDGET: Final = 48
+NEW_TOKENS: Final = 48
+BUDGET: Final = 24
 
 
 @dataclass(slots=True)

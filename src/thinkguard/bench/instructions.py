@@ -25,7 +25,7 @@ from typing import Any, Final
 from thinkguard.bench import step
 from thinkguard.bench.alternatives.alternative import Alternative, Cannot, loaded, set_up
 from thinkguard.bench.setting import Setting, make_tokenizer
-from thinkguard.bench.timing import spread
+from thinkguard.bench.timing import one_thread, spread
 
 ROWS: Final = 32
 LENGTHS: Final = (128, 4096)  # thinking tokens so far
@@ -100,7 +100,6 @@ def walked(
     """Bring every alternative through its steps. Each row's "windows" are the meter's values."""
     import torch
 
-    torch.set_num_threads(1)
     logits = torch.randn(ROWS, setting.width, generator=torch.Generator().manual_seed(0))
     said = step.words(setting, max(lengths) + step.MORE)
     for length in lengths:
@@ -140,7 +139,7 @@ def main() -> None:
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     made: dict[str, Alternative] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, one_thread():
         setting = Setting.load(make_tokenizer(Path(folder), _VOCAB_SIZE, marker_tokens=True))
         for name, cls in loaded(options.only):
             alternative = set_up(cls, setting)

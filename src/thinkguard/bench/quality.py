@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from thinkguard.bench.timing import one_thread
 from thinkguard.demo.arithmetic import Question, is_right, questions
 from thinkguard.demo.run import MODELS, ask
 from thinkguard.policy import ThinkPolicy
@@ -50,16 +51,15 @@ def policy_of(way: str, budget: int) -> ThinkPolicy:
     return ThinkPolicy(max_thinking_tokens=budget, **fields)
 
 
+@one_thread()
 def run(num: int, budgets: Sequence[int] = BUDGETS) -> dict[str, Any]:
     """Ask `num` questions under every way and budget. Returns {"num", "budgets", "rows": [Quality as a dict]}."""
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     from thinkguard.hf import ThinkLogitsProcessor
 
     logging.disable_progress_bar()
-    torch.set_num_threads(1)  # steps are too small to be shared
     tokenizer = AutoTokenizer.from_pretrained(MODELS / "healthy")
     model = AutoModelForCausalLM.from_pretrained(MODELS / "healthy").float().eval()
     asked = questions(num)

@@ -20,8 +20,8 @@ from thinkguard.demo.run import MODELS
 from thinkguard.policy import ThinkPolicy
 from thinkguard.program import ThinkProgram
 
-NEW_TOKENS: Final = 96
-BUDGET: Final = 48
+NEW_TOKENS: Final = 48
+BUDGET: Final = 24
 _CHAT: Final = "<|im_start|>user\nWhat is 123 + 456?<|im_end|>\n<|im_start|>assistant\n<think>\n"
 _FLAG: Final = "thinkguard.vllm:ThinkLogitsProcessor"
 

@@ -130,4 +130,5 @@ def make_tokenizer(folder: Path, vocab_size: int, *, marker_tokens: bool) -> Pat
     tokenizer.add_tokens([AddedToken(name, normalized=False) for name in added])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=CONTROLS[1], chat_template=TEMPLATE)
     fast.save_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "qwen3"}\n', encoding="utf-8")  # vLLM complains where there is none
     return folder

@@ -20,7 +20,7 @@ import numpy as np
 
 from thinkguard.bench.alternatives.alternative import Alternative, Cannot, set_up
 from thinkguard.bench.setting import Request, Setting
-from thinkguard.bench.timing import spread_of_rounds
+from thinkguard.bench.timing import one_thread, spread_of_rounds, with_pace
 
 KINDS: Final = ("thinking", "answer", "forced")
 FREE: Final = 2**30  # a budget that is never reached
@@ -55,6 +55,7 @@ def points(*, quick: bool) -> list[Point]:
     return found + [Point(vocab_size, 32, 1024) for vocab_size in (32_000, 262_144)]
 
 
+@one_thread()
 def run(
     settings: Mapping[int, Setting], classes: Mapping[str, type[Alternative]], where: Sequence[Point], seconds: float,
     num_rounds: int = 2,
@@ -66,7 +67,6 @@ def run(
     """
     import torch
 
-    torch.set_num_threads(1)
     rows = []
     made: dict[tuple[Point, str], Alternative] = {}
     for vocab_size in dict.fromkeys(point.vocab_size for point in where):
@@ -82,7 +82,7 @@ def run(
     enough = within(seconds / num_rounds)
     longest = max(point.length for point in where) + MORE
     said = {vocab_size: words(setting, longest) for vocab_size, setting in settings.items()}
-    found: dict[tuple[Point, str, str], list[list[float]]] = {}
+    found: dict[tuple[Point, str, str], list[tuple[list[float], float]]] = {}
     for _ in range(num_rounds):
         for point in where:
             setting = settings[point.vocab_size]
@@ -91,13 +91,15 @@ def run(
                 if (point, name) not in made:
                     continue
                 begin = time.perf_counter()
-                values = walk(made[point, name], name, setting, point, said[point.vocab_size], logits, clock, enough)
+                where_and_how = (setting, point, said[point.vocab_size], logits, clock, enough)
+                values, pace = with_pace(partial(walk, made[point, name], name, *where_and_how))
                 for kind, costs in values.items():
-                    found.setdefault((point, name, kind), []).append(costs)
+                    found.setdefault((point, name, kind), []).append((costs, pace))
                 if time.perf_counter() - begin > _LONG:
                     del made[point, name]
     for (point, name, kind), rounds in found.items():
-        rows.append(_row(point, name, kind, spread_of_rounds(rounds, "us per step")))
+        costs_of_rounds, paces = zip(*rounds, strict=True)
+        rows.append(_row(point, name, kind, spread_of_rounds(costs_of_rounds, "us per step", paces)))
     return rows
 
 

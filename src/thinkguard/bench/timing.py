@@ -5,31 +5,76 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import numpy as np
 
 Spread = dict[str, Any]
-"""{"median", "low", "high", "num", "unit"}: the median of all values, and how far the quartiles of the rounds reach."""
+"""{"median", "low", "high", "num", "unit"}: the median of all values, and how far the quartiles of the rounds reach.
+
+"paced", where the pace is known: {"low", "high"} of the same values in multiples of what `pace` takes.
+"""
 Rates = dict[str, dict[str, Any]]
 T = TypeVar("T")
+_MEMORY: Final = np.ones(2**19)  # 4 MB
 
 
-def spread(values: Sequence[float], unit: str) -> Spread:
+def pace() -> float:
+    """Return the milliseconds that a fixed piece of work takes now, half of it the interpreter's and half the memory's.
+
+    A shared machine may run at half its speed for minutes. Two runs can be told apart from two hours by what each takes
+    in multiples of this.
+    """
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        sum(number * number for number in range(10_000))
+        _MEMORY.copy()
+        times.append((time.perf_counter() - begin) * 1e3)
+    return statistics.median(times)
+
+
+def with_pace(run: Callable[[], T]) -> tuple[T, float]:
+    """Run something. Returns what it made, and the pace of the machine around it."""
+    before = pace()
+    made = run()
+    return made, (before + pace()) / 2
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread, so that a step's cost is not hidden on another core."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def spread(values: Sequence[float], unit: str, pace: float | None = None) -> Spread:
     """Sum up repeated measurements of one thing."""
-    return spread_of_rounds([values], unit)
+    return spread_of_rounds([values], unit, None if pace is None else [pace])
 
 
-def spread_of_rounds(rounds: Sequence[Sequence[float]], unit: str) -> Spread:
+def spread_of_rounds(rounds: Sequence[Sequence[float]], unit: str, paces: Sequence[float] | None = None) -> Spread:
     """Sum up measurements that were taken in rounds some time apart, between which the machine may have changed."""
     values = [value for one in rounds for value in one]
+    told = {"median": statistics.median(values), **_reach(rounds), "num": len(values), "unit": unit}
+    if paces is not None:
+        told["paced"] = _reach([[value / pace for value in one] for one, pace in zip(rounds, paces, strict=True)])
+    return told
+
+
+def _reach(rounds: Sequence[Sequence[float]]) -> dict[str, float]:
+    """From the least lower quartile of a round to the greatest upper one."""
     quartiles = [statistics.quantiles(one, n=4) if len(one) > 2 else sorted(one) for one in rounds]
-    return {
-        "median": statistics.median(values),
-        "low": min(one[0] for one in quartiles),
-        "high": max(one[-1] for one in quartiles),
-        "num": len(values),
-        "unit": unit,
-    }
+    return {"low": min(one[0] for one in quartiles), "high": max(one[-1] for one in quartiles)}
 
 
 def ratio(over: Sequence[float], under: Sequence[float], *, draws: int = 2000) -> dict[str, Any]:
@@ -42,19 +87,29 @@ def ratio(over: Sequence[float], under: Sequence[float], *, draws: int = 2000) -
 
 
 def in_pairs(runs: Mapping[str, Callable[[int], T]], check: Callable[[str, T], None], pairs: int, num_tokens: int) -> Rates:
-    """Time two runs of `num_tokens` tokens in turn, the first of a pair being the second of the next.
+    """Time two runs of `num_tokens` tokens in turn, each twice in a pair: a b b a, so that a drift hits both alike.
 
     A run is given the pair's number, for its seed; what it made is checked behind the clock. A first pair warms up and does
     not count. Returns {name: tokens per second, "ratio": of the second name's over the first's}.
     """
     rates: dict[str, list[float]] = {name: [] for name in runs}
+    paced: dict[str, list[float]] = {name: [] for name in runs}
+
+    def timed(name: str, number: int) -> tuple[T, float]:
+        begin = time.perf_counter()
+        made = runs[name](number)
+        return made, time.perf_counter() - begin
+
     for number in range(pairs + 1):
-        for name in list(runs)[:: -1 if number % 2 else 1]:
-            begin = time.perf_counter()
-            made = runs[name](number)
-            seconds = time.perf_counter() - begin
+        names = list(runs)[:: -1 if number % 2 else 1]
+        took: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+        for name in (*names, *reversed(names)):
+            (made, seconds), pace = with_pace(partial(timed, name, number))
             check(name, made)
-            if number:
-                rates[name].append(num_tokens / seconds)
+            took[name].append((seconds, pace))
+        for name, (one, two) in took.items() if number else ():
+            rates[name].append(2 * num_tokens / (one[0] + two[0]))
+            paced[name].append(rates[name][-1] * (one[1] + two[1]) / 2)
     first, second = rates.values()
-    return {**{name: spread(found, "tokens per second") for name, found in rates.items()}, "ratio": ratio(second, first)}
+    told = {name: spread(found, "tokens per second") | {"paced": _reach([paced[name]])} for name, found in rates.items()}
+    return {**told, "ratio": ratio(second, first)}
