@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from thinkguard.bench.timing import Spread, spread
+from thinkguard.bench.timing import Spread, spread_of_rates, with_pace
 from thinkguard.doctor.audit import lengths
 from thinkguard.doctor.audit.plan import AuditOptions
 from thinkguard.doctor.audit.run import audit
@@ -61,9 +61,10 @@ def cpu_seconds() -> float:
 
 def timed(path: Path, num: int, tokenizer: Path | None, repeats: int, reasoning: bool = True) -> dict[str, Spread]:
     """Return records a second, by the clock and of one core's time, the processes' start included."""
-    rates = [_timed(path, num, tokenizer, reasoning) for _ in range(repeats)]
+    rates, paces = zip(*[with_pace(lambda: _timed(path, num, tokenizer, reasoning)) for _ in range(repeats)], strict=True)
     names = ("by_the_clock", "of_one_core")
-    return {name: spread(values, "records/s") for name, values in zip(names, zip(*rates, strict=True), strict=True)}
+    by_name = zip(names, zip(*rates, strict=True), strict=True)
+    return {name: spread_of_rates(values, paces, "records/s") for name, values in by_name}
 
 
 def _timed(path: Path, num: int, tokenizer: Path | None, reasoning: bool) -> tuple[float, float]:

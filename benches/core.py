@@ -13,6 +13,7 @@ import numpy as np
 
 from thinkguard import ThinkFormat, ThinkPolicy, ThinkProgram, Vocabulary
 from thinkguard._core import RowBatch
+from thinkguard.bench.timing import Spread, spread, with_pace
 
 ROWS, WIDTH, REPEATS, STEPS = 256, 151_936, 30, 50
 
@@ -67,20 +68,21 @@ def scalar_writes(walk: Walk) -> Any:
     return lambda: (touch(*arguments), keep)
 
 
-def measure(**steps: Any) -> dict[str, dict[str, float]]:
+def measure(**steps: Any) -> dict[str, Spread]:
     """ns per row of several steps, taken in turn so that the machine's drift hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for repeat in range(REPEATS + 3):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            for _ in range(STEPS):
-                step()
-            if repeat >= 3:
-                times[name].append((time.perf_counter() - begin) / STEPS / ROWS * 1e9)
-    return {
-        name: {"min": min(t), "median": float(np.median(t)), "max": max(t), "rows": ROWS, "unit": "ns per row"}  # type: ignore[dict-item]
-        for name, t in times.items()
-    }
+
+    def step_all() -> None:
+        for repeat in range(REPEATS + 3):
+            for name, step in steps.items():
+                begin = time.perf_counter()
+                for _ in range(STEPS):
+                    step()
+                if repeat >= 3:
+                    times[name].append((time.perf_counter() - begin) / STEPS / ROWS * 1e9)
+
+    _, pace = with_pace(step_all)
+    return {name: spread(values, "ns per row", pace) | {"rows": ROWS} for name, values in times.items()}
 
 
 def run() -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import numpy as np
 from core import Walk, vocabulary
 
 from thinkguard import ThinkFormat, ThinkPolicy, ThinkProgram
+from thinkguard.bench.timing import Spread, spread, with_pace
 
 REPEATS, CALLS = 20, 300
 
@@ -25,9 +27,9 @@ def _times(function: Any, repeats: int, calls: int = 1) -> list[float]:
     return times
 
 
-def _spread(times: list[float], scale: float, unit: str) -> dict[str, Any]:
-    scaled = [t * scale for t in times]
-    return {"min": min(scaled), "median": float(np.median(scaled)), "max": max(scaled), "unit": unit}
+def _spread(times: Callable[[], list[float]], scale: float, unit: str) -> Spread:
+    found, pace = with_pace(times)
+    return spread([t * scale for t in found], unit, pace)
 
 
 def hf_call() -> dict[str, Any]:
@@ -57,17 +59,21 @@ def hf_call() -> dict[str, Any]:
     length = len(prompt)
     views = [ids[:, : length + i] for i in range(REPEATS * CALLS)]
     lists["guarded"](views[0], scores)
-    for repeat in range(REPEATS):
-        part = views[max(repeat * CALLS, 1) : (repeat + 1) * CALLS]
-        for name, processors in lists.items():
-            begin = time.perf_counter()
-            for view in part:
-                processors(view, scores)
-            times[name].append((time.perf_counter() - begin) / len(part))
+
+    def call_all() -> None:
+        for repeat in range(REPEATS):
+            part = views[max(repeat * CALLS, 1) : (repeat + 1) * CALLS]
+            for name, processors in lists.items():
+                begin = time.perf_counter()
+                for view in part:
+                    processors(view, scores)
+                times[name].append((time.perf_counter() - begin) / len(part) * 1e6)
+
+    _, pace = with_pace(call_all)
     assert attached._batch is not None
     assert attached._batch.rows[0].thinking_tokens == REPEATS * CALLS - 1
     for name in times:
-        out[name] = _spread(times[name], 1e6, "us per call")
+        out[name] = spread(times[name], "us per call", pace)
     out["added"] = {"median": out["guarded"]["median"] - out["returns"]["median"], "unit": "us per call"}
     return out
 
@@ -77,11 +83,11 @@ def compiling() -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, marker_tokens in (("token markers", True), ("text markers", False)):
         vocab, fmt = vocabulary(marker_tokens), ThinkFormat.from_name("think")
-        out[name] = _spread(_times(lambda vocab=vocab, fmt=fmt: ThinkProgram(fmt, vocab), 7), 1e3, "ms")  # type: ignore[misc]
+        out[name] = _spread(partial(_times, partial(ThinkProgram, fmt, vocab), 7), 1e3, "ms")
         program = ThinkProgram(fmt, vocab)
         out[name]["program_bytes"] = program.nbytes
     policies = iter(ThinkPolicy(close_message="Time is up.", max_thinking_tokens=n) for n in range(100, 200))
-    out["new policy"] = _spread(_times(lambda: program.bind(next(policies)), 50), 1e6, "us")
+    out["new policy"] = _spread(lambda: _times(lambda: program.bind(next(policies)), 50), 1e6, "us")
     return out
 
 
@@ -91,7 +97,8 @@ def importing() -> dict[str, Any]:
     def fresh(statement: str) -> dict[str, Any]:
         code = f"import time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
         command = [sys.executable, "-c", code]
-        return _spread([float(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(5)], 1e3, "ms")
+        run = partial(subprocess.run, command, capture_output=True, check=True)
+        return _spread(lambda: [float(run().stdout) for _ in range(5)], 1e3, "ms")
 
     return {
         "package": fresh("import thinkguard"),

@@ -33,7 +33,7 @@ def readme(figures: dict[str, Any]) -> str:
             "What a step costs on the host, the lowest in bold; more batches, vocabularies, memory, instructions and "
             "quality under a budget are in [docs/benchmarks.md](docs/benchmarks.md):",
             tables({"step": {"rows": [row for row in figures["step"]["rows"] if _in_readme(row)]}})["step"],
-            "What else is watched here, best .. median:",
+            "What else is watched here, from the lower to the upper quartile:",
             costs_table(figures),
             _about(figures),
         ]
@@ -79,10 +79,10 @@ def costs_table(figures: dict[str, Any]) -> str:
     compile_, call = costs["compile"], costs["hf_call"]
 
     def spread(entry: dict[str, Any], digits: int = 0) -> str:
-        return f"{entry['min']:.{digits}f} .. {entry['median']:.{digits}f} {entry['unit']}"
+        return f"{entry['low']:.{digits}f} .. {entry['high']:.{digits}f} {entry['unit']}"
 
     def ms(entry: dict[str, Any]) -> str:
-        return f"{entry['min']:.0f} .. {entry['median']:.0f} ms"
+        return f"{entry['low']:.0f} .. {entry['high']:.0f} ms"
 
     served = figures["vllm_v1"]["warm"]["1024"]
     longer = figures["vllm_v1"]["long_over_short"]["median"]

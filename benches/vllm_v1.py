@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from vllm.v1.sample.thinking_budget_state import ThinkingBudgetStateHolder
 
 from thinkguard import ThinkFormat, ThinkPolicy, ThinkProgram
 from thinkguard.bench.machine import machine
+from thinkguard.bench.timing import Round, spread_of_rounds, with_pace
 from thinkguard.vllm_requests import Guard
 from thinkguard.vllm_v1 import V1Rows
 
@@ -111,10 +113,6 @@ class Batch:
             assert state["prev_output_length"] == len(output)
 
 
-def spread(times: list[float]) -> dict[str, Any]:
-    return {"min": min(times), "median": float(np.median(times)), "max": max(times), "unit": "us per step"}
-
-
 def run(num_requests: int) -> dict[str, Any]:
     """Measure at every length, both guards in turn and fresh in every round."""
     requests = Requests()
@@ -123,13 +121,14 @@ def run(num_requests: int) -> dict[str, Any]:
     for state, lengths in (("warm", LENGTHS), ("cold", (ASKED_LENGTH,))):
         out[state] = {}
         for length in lengths:
-            times: dict[str, list[float]] = {"thinkguard": [], "vllm": []}
+            rounds: dict[str, list[Round]] = {"thinkguard": [], "vllm": []}
             for _ in range(ROUNDS if length <= ASKED_LENGTH else 2):
                 batch = Batch(requests, logits, length)
-                times["thinkguard"] += batch.times(batch.our_step, OUR_STEPS, state == "cold")
-                times["vllm"] += batch.times(batch.their_step, THEIR_STEPS, state == "cold")
+                steps = {"thinkguard": (batch.our_step, OUR_STEPS), "vllm": (batch.their_step, THEIR_STEPS)}
+                for name, (step, num_steps) in steps.items():
+                    rounds[name].append(with_pace(partial(batch.times, step, num_steps, state == "cold")))
                 batch.check()
-            figures = {name: spread(taken) for name, taken in times.items()}
+            figures = {name: spread_of_rounds(taken, "us per step") for name, taken in rounds.items()}
             out[state][length] = {**figures, "ratio": figures["vllm"]["median"] / figures["thinkguard"]["median"]}
     shortest, longest = (out["warm"][length]["thinkguard"]["median"] for length in (LENGTHS[0], LENGTHS[-1]))
     out["ratio"] = {"median": out["warm"][ASKED_LENGTH]["ratio"], "asked": ASKED_RATIO, "unit": "times less"}

@@ -13,8 +13,9 @@ import ctypes
 import gc
 import json
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -24,22 +25,34 @@ from thinkguard.bench.setting import Request, Setting
 from thinkguard.bench.timing import spread
 
 _HELD: Final = 4096  # requests whose memory is taken together
-_REPEATS: Final = 2
-_HOLES: Final = 16 * 2**20  # bytes by which the process has grown when no holes are left
+_GROWTH: Final = 2**18  # bytes by which the process has grown when no hole of a size is left
+_HEAD: Final = sys.getsizeof(b"")
 
 
 def run(setting: Setting, name: str) -> dict[str, Any]:
-    """Measure one alternative. Returns {"alternative", "setup", "request"}, spreads of bytes, or {..., "cannot": why}."""
+    """Measure one alternative. Returns {"alternative", "setup", "request"}, bytes, or {"alternative", "cannot": why}."""
     row: dict[str, Any] = {"alternative": name}
     try:
         cls = load(name)
     except Cannot as reason:
         return {**row, "cannot": str(reason)}
-    grown = [_forked(lambda: _grown(cls, setting)) for _ in range(_REPEATS)]
-    for one in grown:
-        if "cannot" in one:
-            return {**row, **one}
-    return {**row, **{what: spread([one[what] for one in grown], "bytes") for what in ("setup", "request")}}
+    return {**row, **_forked(lambda: _grown(cls, setting))}
+
+
+def merged(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Sum up what several processes found: where a heap lies and what is free in it differs between them."""
+    first = runs[0]
+    if "cannot" in first:
+        return first
+    rows = [_merged(rows) for rows in zip(*(one["rows"] for one in runs), strict=True)]
+    return {"rows": rows, "vocab_size": first["vocab_size"]}
+
+
+def _merged(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    if "cannot" in rows[0]:
+        return rows[0]
+    figures = {what: spread([row[what] for row in rows], "bytes") for what in ("setup", "request")}
+    return {"alternative": rows[0]["alternative"], **figures}
 
 
 def _grown(cls: type[Alternative], setting: Setting) -> dict[str, Any]:
@@ -50,27 +63,34 @@ def _grown(cls: type[Alternative], setting: Setting) -> dict[str, Any]:
     if isinstance(first, Cannot):
         return {"cannot": str(first)}
     warm = first.start(requests[:2])
-    filled = _fill()
+    resident()  # its first call takes memory of its own
+    filled = [_fill()]
     before = resident()
     second = cls(setting)
     ready = resident()
+    filled.append(_fill())  # what the second needed for a while only
+    empty = resident()
     batch = second.start(requests)
     held = resident()
-    assert filled
+    assert all(filled)
     assert warm is not None
     assert batch is not None
-    return {"setup": max(ready - before, 0), "request": max(held - ready, 0) / _HELD}
+    return {"setup": max(ready - before, 0), "request": max(held - empty, 0) / _HELD}
 
 
 def _fill() -> list[Any]:
-    """Take all small pieces of memory that were freed and not given back, which would hide what is asked for next."""
+    """Take all small pieces of memory that were freed and not given back, which would hide what is asked for next.
+
+    Both allocators keep them by size: of each size, the greatest first, so much is taken that the process grows by it.
+    """
     allocate = ctypes.CDLL(None).malloc
     allocate.restype = ctypes.c_void_p
     taken: list[Any] = []
-    for make in (lambda size: bytes(size), lambda size: allocate(ctypes.c_size_t(size))):
-        least = _in_use() + _HOLES
-        while _in_use() < least:
-            taken += [make(size) for _ in range(64) for size in range(16, 4096, 16)]
+    for make, sizes in ((lambda size: bytes(size - _HEAD), range(512, _HEAD, -16)), (allocate, range(4096, 0, -16))):
+        for size in sizes:
+            least = _in_use() + _GROWTH
+            while _in_use() < least:
+                taken += [make(size) for _ in range(_GROWTH // size)]
     return taken
 
 
@@ -100,10 +120,13 @@ def resident() -> int:
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-    return _in_use()
+    found = re.search(r"^Rss: +(\d+) kB", Path("/proc/self/smaps_rollup").read_text(encoding="ascii"), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 def _in_use() -> int:
+    """The same, quicker, and off by what the kernel has not added up yet."""
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

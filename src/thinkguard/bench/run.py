@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from thinkguard.bench import memory
 from thinkguard.bench.alternatives.alternative import MODULES, Alternative, Cannot, loaded
 from thinkguard.bench.correctness import INTERPRETED, merged
 from thinkguard.bench.machine import machine
@@ -110,10 +111,10 @@ def _correctness(plan: Plan, folder: Path) -> dict[str, Any]:
 
 
 def _memory(plan: Plan, folder: Path) -> dict[str, Any]:
-    """In a process of its own, from which others are forked: no threads run in it."""
+    """In processes of their own, from which others are forked: no threads run in them."""
     names = [name for name in MODULES if name != INTERPRETED]
     arguments = [str(_tokenizer(folder, BIG)), "--width", str(BIG), "--only", *names]
-    return _own_process("memory", arguments, folder / "memory.json")
+    return memory.merged([_own_process("memory", arguments, folder / f"memory-{number}.json") for number in range(3)])
 
 
 def _instructions(plan: Plan, folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -100,6 +101,7 @@ def make_tokenizer(folder: Path, vocab_size: int, *, marker_tokens: bool) -> Pat
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
+    from transformers import __version__ as transformers_version
 
     added = [*_CALLS, *((START, END) if marker_tokens else ())]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -130,5 +132,6 @@ def make_tokenizer(folder: Path, vocab_size: int, *, marker_tokens: bool) -> Pat
     tokenizer.add_tokens([AddedToken(name, normalized=False) for name in added])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=CONTROLS[1], chat_template=TEMPLATE)
     fast.save_pretrained(folder)
-    (folder / "config.json").write_text('{"model_type": "qwen3"}\n', encoding="utf-8")  # vLLM complains where there is none
+    config = {"model_type": "qwen3", "transformers_version": transformers_version}  # without them vLLM and transformers warn
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder

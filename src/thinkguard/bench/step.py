@@ -20,7 +20,7 @@ import numpy as np
 
 from thinkguard.bench.alternatives.alternative import Alternative, Cannot, set_up
 from thinkguard.bench.setting import Request, Setting
-from thinkguard.bench.timing import one_thread, spread_of_rounds, with_pace
+from thinkguard.bench.timing import Round, one_thread, spread_of_rounds, with_pace
 
 KINDS: Final = ("thinking", "answer", "forced")
 FREE: Final = 2**30  # a budget that is never reached
@@ -82,7 +82,7 @@ def run(
     enough = within(seconds / num_rounds)
     longest = max(point.length for point in where) + MORE
     said = {vocab_size: words(setting, longest) for vocab_size, setting in settings.items()}
-    found: dict[tuple[Point, str, str], list[tuple[list[float], float]]] = {}
+    found: dict[tuple[Point, str, str], list[Round]] = {}
     for _ in range(num_rounds):
         for point in where:
             setting = settings[point.vocab_size]
@@ -98,8 +98,7 @@ def run(
                 if time.perf_counter() - begin > _LONG:
                     del made[point, name]
     for (point, name, kind), rounds in found.items():
-        costs_of_rounds, paces = zip(*rounds, strict=True)
-        rows.append(_row(point, name, kind, spread_of_rounds(costs_of_rounds, "us per step", paces)))
+        rows.append(_row(point, name, kind, spread_of_rounds(rounds, "us per step")))
     return rows
 
 

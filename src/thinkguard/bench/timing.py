@@ -18,6 +18,8 @@ Spread = dict[str, Any]
 "paced", where the pace is known: {"low", "high"} of the same values in multiples of what `pace` takes.
 """
 Rates = dict[str, dict[str, Any]]
+Round = tuple[Sequence[float], float]
+"""Values, and the pace of the machine around them."""
 T = TypeVar("T")
 _MEMORY: Final = np.ones(2**19)  # 4 MB
 
@@ -59,16 +61,24 @@ def one_thread() -> Iterator[None]:
 
 def spread(values: Sequence[float], unit: str, pace: float | None = None) -> Spread:
     """Sum up repeated measurements of one thing."""
-    return spread_of_rounds([values], unit, None if pace is None else [pace])
+    told = _told([values], unit)
+    return told if pace is None else told | {"paced": _reach([[value / pace for value in values]])}
 
 
-def spread_of_rounds(rounds: Sequence[Sequence[float]], unit: str, paces: Sequence[float] | None = None) -> Spread:
+def spread_of_rounds(rounds: Sequence[Round], unit: str) -> Spread:
     """Sum up measurements that were taken in rounds some time apart, between which the machine may have changed."""
+    paced = [[value / pace for value in values] for values, pace in rounds]
+    return _told([values for values, _ in rounds], unit) | {"paced": _reach(paced)}
+
+
+def spread_of_rates(rates: Sequence[float], paces: Sequence[float], unit: str) -> Spread:
+    """Sum up what was done in a second, each measurement with its pace."""
+    return spread(rates, unit) | {"paced": _reach([[rate * pace for rate, pace in zip(rates, paces, strict=True)]])}
+
+
+def _told(rounds: Sequence[Sequence[float]], unit: str) -> Spread:
     values = [value for one in rounds for value in one]
-    told = {"median": statistics.median(values), **_reach(rounds), "num": len(values), "unit": unit}
-    if paces is not None:
-        told["paced"] = _reach([[value / pace for value in one] for one, pace in zip(rounds, paces, strict=True)])
-    return told
+    return {"median": statistics.median(values), **_reach(rounds), "num": len(values), "unit": unit}
 
 
 def _reach(rounds: Sequence[Sequence[float]]) -> dict[str, float]:
@@ -93,7 +103,7 @@ def in_pairs(runs: Mapping[str, Callable[[int], T]], check: Callable[[str, T], N
     not count. Returns {name: tokens per second, "ratio": of the second name's over the first's}.
     """
     rates: dict[str, list[float]] = {name: [] for name in runs}
-    paced: dict[str, list[float]] = {name: [] for name in runs}
+    paces: dict[str, list[float]] = {name: [] for name in runs}
 
     def timed(name: str, number: int) -> tuple[T, float]:
         begin = time.perf_counter()
@@ -109,7 +119,7 @@ def in_pairs(runs: Mapping[str, Callable[[int], T]], check: Callable[[str, T], N
             took[name].append((seconds, pace))
         for name, (one, two) in took.items() if number else ():
             rates[name].append(2 * num_tokens / (one[0] + two[0]))
-            paced[name].append(rates[name][-1] * (one[1] + two[1]) / 2)
+            paces[name].append((one[1] + two[1]) / 2)
     first, second = rates.values()
-    told = {name: spread(found, "tokens per second") | {"paced": _reach([paced[name]])} for name, found in rates.items()}
+    told = {name: spread_of_rates(rates[name], paces[name], "tokens per second") for name in runs}
     return {**told, "ratio": ratio(second, first)}

@@ -85,7 +85,9 @@ def set_up(cls: type[Alternative] | Cannot, setting: Setting) -> Alternative | C
 def started(requests: Sequence[Request], make: Callable[[Request], T], copy: Callable[[T], T]) -> list[T]:
     """Make a state for each request; one that stands several times in the list is started once and copied."""
     made: dict[int, T] = {}
+    states = []
     for request in requests:
-        if id(request) not in made:
-            made[id(request)] = make(request)
-    return [copy(made[id(request)]) for request in requests]
+        first = made.get(id(request))
+        states.append(make(request) if first is None else copy(first))
+        made.setdefault(id(request), states[-1])
+    return states
