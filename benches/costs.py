@@ -12,7 +12,7 @@ from typing import Any
 from core import Walk, vocabulary
 
 from thinkguard import ThinkFormat, ThinkPolicy, ThinkProgram
-from thinkguard.bench.timing import Spread, spread, with_pace
+from thinkguard.bench.timing import Round, Spread, spread, spread_of_rounds, with_pace
 
 REPEATS, CALLS = 20, 300
 
@@ -94,17 +94,17 @@ def compiling() -> dict[str, Any]:
 def importing() -> dict[str, Any]:
     """ms in a fresh interpreter that has imported nothing; all names' import includes numpy's own, given beside it."""
 
-    def fresh(statement: str) -> dict[str, Any]:
+    def fresh(statement: str) -> list[float]:
         code = f"import time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
-        command = [sys.executable, "-c", code]
-        run = partial(subprocess.run, command, capture_output=True, check=True)
-        return _spread(lambda: [float(run().stdout) for _ in range(5)], 1e3, "ms")
+        run = partial(subprocess.run, [sys.executable, "-c", code], capture_output=True, check=True)
+        return [float(run().stdout) * 1e3 for _ in range(5)]
 
-    return {
-        "package": fresh("import thinkguard"),
-        "all names": fresh("from thinkguard import *"),
-        "numpy alone": fresh("import numpy"),
-    }
+    statements = {"package": "import thinkguard", "all names": "from thinkguard import *", "numpy alone": "import numpy"}
+    rounds: dict[str, list[Round]] = {name: [] for name in statements}
+    for _ in range(3):
+        for name, statement in statements.items():
+            rounds[name].append(with_pace(partial(fresh, statement)))
+    return {name: spread_of_rounds(found, "ms") for name, found in rounds.items()}
 
 
 def run() -> dict[str, Any]:

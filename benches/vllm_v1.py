@@ -122,7 +122,7 @@ def run(num_requests: int) -> dict[str, Any]:
         out[state] = {}
         for length in lengths:
             rounds: dict[str, list[Round]] = {"thinkguard": [], "vllm": []}
-            for _ in range(ROUNDS if length <= ASKED_LENGTH else 2):
+            for _ in range(ROUNDS if length <= ASKED_LENGTH else 3):
                 batch = Batch(requests, logits, length)
                 steps = {"thinkguard": (batch.our_step, OUR_STEPS), "vllm": (batch.their_step, THEIR_STEPS)}
                 for name, (step, num_steps) in steps.items():

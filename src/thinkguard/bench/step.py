@@ -29,6 +29,7 @@ _COPIED: Final = {"llguidance grammar": 2**19}  # rows x tokens; beyond, its mat
 _LONG: Final = 10.0  # seconds: what takes longer to be brought to its steps is measured in one round
 _TRIES: Final = 3  # steps within which the end is forced: some count the line break behind the start, some do not
 MORE: Final = 4096  # words at hand beyond the longest thinking
+_PATIENCE: Final = 2.5  # seconds for three values of one kind and round
 _MOST: Final = 300  # values of one kind and round
 
 Meter = Callable[[Callable[[], None]], float]
@@ -110,8 +111,12 @@ def clock(step: Callable[[], None]) -> float:
 
 
 def within(seconds: float) -> Enough:
-    """Values for so many seconds, what lies between them included: at least one."""
-    return lambda values, taken: bool(values) and (taken > seconds or len(values) == _MOST)
+    """Values for so many seconds, what lies between them included: at least three, or one where that takes too long."""
+
+    def enough(values: Sequence[float], taken: float) -> bool:
+        return len(values) >= (3 if taken < _PATIENCE else 1) and (taken > seconds or len(values) == _MOST)
+
+    return enough
 
 
 def _row(point: Point, name: str, kind: str, figures: dict[str, Any]) -> dict[str, Any]:
