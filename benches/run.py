@@ -28,7 +28,7 @@ from thinkguard.bench.run import Plan, measure
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 BUILD = ROOT.parent / "shared" / "tokenizers" / "build.py"  # real tokenizers, beside the repository
-ROUNDS, PAUSE = 5, 4.0  # rounds of the core's measurement, and seconds between them
+ROUNDS, PAUSE = 4, 2.0  # rounds of the core's measurement, and seconds between them
 sys.path.insert(0, str(HERE))
 
 import report  # noqa: E402

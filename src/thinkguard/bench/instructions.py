@@ -28,7 +28,7 @@ from thinkguard.bench.setting import Setting, make_tokenizer
 from thinkguard.bench.timing import one_thread, spread
 
 ROWS: Final = 32
-LENGTHS: Final = (128, 4096)  # thinking tokens so far
+LENGTHS: Final = (128, 1024)  # thinking tokens so far
 _VOCAB_SIZE: Final = 2048
 _STEPS: Final = 2  # of each kind and length
 _UNKNOWN: Final = {  # to valgrind

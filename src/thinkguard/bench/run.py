@@ -170,7 +170,7 @@ PARTS: Final[dict[str, Callable[[Plan, Path], dict[str, Any]]]] = {
     "quality": _quality,
 }
 """In the order in which a reader wants them."""
-COUNTED: Final = ("instructions", "correctness", "quality", "memory")
+COUNTED: Final = ("instructions", "correctness", "memory", "quality")
 """Parts that watch no clock, the longest first."""
 QUICK: Final = ("correctness", "step", "generate", "quality")
 """Parts of the short form."""
