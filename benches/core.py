@@ -6,6 +6,7 @@ import ctypes
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from thinkguard import ThinkFormat, ThinkPolicy, ThinkProgram, Vocabulary
 from thinkguard._core import RowBatch
-from thinkguard.bench.timing import Spread, spread, with_pace
+from thinkguard.bench.timing import Round, Spread, spread_of_rounds, with_pace
 
 ROWS, WIDTH, REPEATS, STEPS = 256, 151_936, 30, 50
 
@@ -68,8 +69,17 @@ def scalar_writes(walk: Walk) -> Any:
     return lambda: (touch(*arguments), keep)
 
 
-def measure(**steps: Any) -> dict[str, Spread]:
-    """ns per row of several steps, taken in turn so that the machine's drift hits all alike."""
+def measure(num_rounds: int, pause: float, **steps: Any) -> dict[str, Spread]:
+    """ns per row of several steps, taken in turn so that the machine's drift hits all alike; seconds between the rounds."""
+    rounds: dict[str, list[Round]] = {name: [] for name in steps}
+    for number in range(num_rounds):
+        time.sleep(pause if number else 0)
+        for name, one in _round(steps).items():
+            rounds[name].append(one)
+    return {name: spread_of_rounds(rounds[name], "ns per row") | {"rows": ROWS, "rounds": num_rounds} for name in steps}
+
+
+def _round(steps: Mapping[str, Any]) -> dict[str, Round]:
     times: dict[str, list[float]] = {name: [] for name in steps}
 
     def step_all() -> None:
@@ -82,19 +92,19 @@ def measure(**steps: Any) -> dict[str, Spread]:
                     times[name].append((time.perf_counter() - begin) / STEPS / ROWS * 1e9)
 
     _, pace = with_pace(step_all)
-    return {name: spread(values, "ns per row", pace) | {"rows": ROWS} for name, values in times.items()}
+    return {name: (values, pace) for name, values in times.items()}
 
 
-def run() -> dict[str, Any]:
+def run(num_rounds: int = 1, pause: float = 0.0) -> dict[str, Any]:
     """Measure; the answers of the walks are asserted behind it."""
     quiet, long = Walk(True, "<think>\n"), Walk(True, "<think>\n", 32_768)
     empty = Walk(False, "<think>\n\n</think>\n\nYes")
     text = Walk(False, "<think>\n")
     out = measure(
-        empty=empty.step, quiet=quiet.step, quiet_after_32768=long.step, quiet_text_markers=text.step,
+        num_rounds, pause, empty=empty.step, quiet=quiet.step, quiet_after_32768=long.step, quiet_text_markers=text.step,
         scalar_writes=scalar_writes(quiet),
     )  # fmt: skip
-    seen = (REPEATS + 3) * STEPS
+    seen = num_rounds * (REPEATS + 3) * STEPS
     assert quiet.rows.rows[0].thinking_tokens == seen
     assert long.rows.rows[0].thinking_tokens == seen + 32_768
     added = quiet.program.vocabulary.added

@@ -30,8 +30,9 @@ def readme(figures: dict[str, Any]) -> str:
         [
             "What comes of each case (`right`, `wrong`, or `cannot` be asked of it; n/m runs), all run by `make bench`:",
             made["correctness"],
-            "What a step costs on the host, the lowest in bold; more batches, vocabularies, memory, instructions and "
-            "quality under a budget are in [docs/benchmarks.md](docs/benchmarks.md):",
+            "What a step costs on the host's CPU, behind logits that were just written: the lowest in bold, `~` where the "
+            "spread is wide. Where logits lie on a GPU, writing or copying whole rows costs something else. More batches, "
+            "vocabularies, memory, instructions and quality under a budget are in [docs/benchmarks.md](docs/benchmarks.md):",
             tables({"step": {"rows": [row for row in figures["step"]["rows"] if _in_readme(row)]}})["step"],
             "What else is watched here, from the lower to the upper quartile:",
             costs_table(figures),
@@ -84,17 +85,19 @@ def costs_table(figures: dict[str, Any]) -> str:
     def ms(entry: dict[str, Any]) -> str:
         return f"{entry['low']:.0f} .. {entry['high']:.0f} ms"
 
-    served = figures["vllm_v1"]["warm"]["1024"]
+    served, cold = (figures["vllm_v1"][state]["1024"] for state in ("warm", "cold"))
     longer = figures["vllm_v1"]["long_over_short"]["median"]
     rows = [
-        ("empty step (answer, nothing to edit)", spread(core["empty"], 1)),
-        ("quiet step (thinking: EOS moved, start banned)", spread(core["quiet"], 1)),
+        ("empty step (answer, nothing to edit), step after step", spread(core["empty"], 1)),
+        ("quiet step (thinking: EOS moved, start banned), step after step", spread(core["quiet"], 1)),
         ("... the scalar memory accesses of it alone", spread(core["scalar_writes"], 1)),
         ("... after 32,768 thinking tokens, against none", f"{core['long_over_short']['median']:.2f} times"),
         ("`ThinkLogitsProcessor`, attached, batch 1", spread(call["guarded"], 1)),
         ("... a processor that returns its scores", spread(call["returns"], 1)),
-        ("vLLM V1, a step of 32 requests with 1,024 thinking tokens each", spread(served["thinkguard"], 1)),
+        ("vLLM V1, 32 requests with 1,024 thinking tokens each, step after step", spread(served["thinkguard"], 1)),
         ("... vLLM's own thinking budget, same process", f"{spread(served['vllm'])}: {served['ratio']:.0f} times ours"),
+        ("... ours, where other work took the caches before each step", spread(cold["thinkguard"], 1)),
+        ("... vLLM's own there", f"{spread(cold['vllm'])}: {cold['ratio']:.0f} times ours"),
         ("... ours with 32,768 tokens each, against 128", f"{longer:.2f} times"),
         ("compile, 151,936 tokens, markers as tokens", ms(compile_["token markers"])),
         ("... markers as text", ms(compile_["text markers"])),

@@ -36,16 +36,9 @@ from agreement import compare  # noqa: E402
 
 
 def _core() -> dict[str, Any]:
-    """Clocks wander: of several rounds the one is kept in which the bare memory accesses were fastest."""
     import core
 
-    rounds = []
-    for _ in range(ROUNDS):
-        rounds.append(core.run())
-        time.sleep(PAUSE)
-    best = min(rounds, key=lambda one: one["scalar_writes"]["median"])
-    best["rounds"] = {"num": ROUNDS, "scalar_writes_medians": [one["scalar_writes"]["median"] for one in rounds]}
-    return best
+    return core.run(ROUNDS, PAUSE)
 
 
 def _costs() -> dict[str, Any]:
@@ -99,7 +92,11 @@ def measured(parts: list[str]) -> Iterator[dict[str, Any]]:
         print(f"{time.perf_counter() - begin:6.0f} s  {part}", file=sys.stderr, flush=True)
 
     with real_tokenizers() if "correctness" in parts else nullcontext() as tokenizers:
-        yield from measure([part for part in parts if part in USERS], Plan(tokenizers=tokenizers), tell)
+        for new in measure([part for part in parts if part in USERS], Plan(tokenizers=tokenizers), tell):
+            for part in new["seconds"]:
+                if "failed" in new[part]:
+                    raise RuntimeError(f"{part}: {new[part]['failed']}")
+            yield new
     for part in (part for part in parts if part in OURS):
         tell(part)
         since = time.perf_counter()

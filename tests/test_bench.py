@@ -113,7 +113,7 @@ def test_the_guard_is_right_in_every_case(correctness):
 WRONG = {
     "plain torch": {
         "prompt opened by a longer token", "end in other tokens", "end begun at the cap, in other tokens",
-        "EOS in the thinking", "every split of the end, made-text",
+        "every split of the end, made-text",
     },
     "vLLM V1 budget": {
         "endless thinking, markers as text", "prompt opened by a longer token", "end in other tokens",
@@ -126,11 +126,10 @@ WRONG = {
     },
     "SGLang processor": set(),
     "SGLang strict thinking": {
-        "end in other tokens", "end begun at the cap, in other tokens", "EOS in the thinking", "a second block capped",
-        "every split of the end, made-text",
+        "end in other tokens", "end begun at the cap, in other tokens", "every split of the end, made-text",
     },
-    "xgrammar structural tag": {"a cut inside a character"},
-    "llguidance grammar": {"a cut inside a character"},
+    "xgrammar structural tag": set(),
+    "llguidance grammar": set(),
 }  # fmt: skip
 
 
@@ -326,14 +325,26 @@ def test_parts_that_count_come_before_those_that_time(monkeypatch):
     assert len(set(folders)) == 1, "tokenizers are made once for all parts"
 
 
-def test_a_part_that_fails_stops_the_run(monkeypatch):
+def test_a_part_that_fails_takes_no_other_with_it(monkeypatch, tmp_path, capsys, written):
     def fails(plan, folder):
         raise RuntimeError("no")
 
     monkeypatch.setitem(run.PARTS, "correctness", fails)
-    monkeypatch.setitem(run.PARTS, "memory", lambda plan, folder: {})
-    with pytest.raises(RuntimeError, match="no"):
-        list(run.measure(["correctness", "memory", "step"], run.Plan(), lambda part: None))
+    monkeypatch.setitem(run.PARTS, "memory", lambda plan, folder: {"cannot": "here"})
+    found = list(run.measure(["correctness", "memory"], run.Plan(), lambda part: None))
+    assert [told.get("correctness", told.get("memory")) for told in found] == [
+        {"failed": "RuntimeError: no"}, {"cannot": "here"}
+    ]  # fmt: skip
+    out = tmp_path / "figures.json"
+    assert cli.main(["bench", "--quick", "--parts", "correctness", "memory", "--json", str(out)]) == 2
+    printed, told = capsys.readouterr()
+    assert "Failed: RuntimeError: no" in printed
+    assert "Not measured: here." in printed
+    assert "no short form: memory" in told
+    assert "correctness failed, as said above" in told
+    assert json.loads(out.read_text(encoding="utf-8"))["memory"] == {"cannot": "here"}
+    with pytest.raises(RuntimeError, match="correctness: RuntimeError: no"):
+        list(written.measured(["correctness"]))
 
 
 def test_the_command_prints_tables_and_writes_all_figures(monkeypatch, tmp_path, capsys):
@@ -352,6 +363,33 @@ def test_the_command_prints_tables_and_writes_all_figures(monkeypatch, tmp_path,
     assert "quality" in told
     assert cli.main(["bench", "--tokenizers", str(tmp_path)]) == 2
     assert "holds no folder qwen3" in capsys.readouterr().err
+    (tmp_path / "qwen3").mkdir()
+    assert cli.main(["bench", "--tokenizers", str(tmp_path), "--parts", "step"]) == 2
+    assert "--tokenizers is for the part correctness" in capsys.readouterr().err
+    assert cli.main(["bench", "--json", str(tmp_path / "none" / "out.json")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_a_table_says_what_has_no_figure_and_what_varies():
+    def row(name, low, median, high):
+        where = {"vocab_size": 8, "batch": 2, "length": 4, "kind": "thinking"}
+        return {**where, "alternative": name, "low": low, "median": median, "high": high}
+
+    rows = [row("nothing", 1, 1, 1), row("plain torch", 10, 20, 30), row("thinkguard", 20, 20.5, 21)]
+    slow = row("llguidance grammar", 0, 0, 0) | {"cannot": "too slow"}
+    del slow["median"]
+    rows += [slow, {"alternative": "vLLM V1 budget", "cannot": "absent"}]
+    table, _, left_out = tables({"step": {"rows": rows}})["step"].partition("\n\n")
+    assert table.endswith("| thinking, 2 x 4, 8 | 1.0 | **~20.0** | 20.5 |")
+    assert left_out.splitlines() == [
+        "- No figure for llguidance at 2 x 4, 8: too slow.", "- No figure for vLLM V1: absent."
+    ]  # fmt: skip
+    figure = {"low": 1, "median": 1, "high": 1}
+    started = {"alternative": "thinkguard", "setup": figure, "admission": {"1000": figure | {"median": 3}}}
+    other = {"alternative": "plain torch", "setup": figure | {"median": 2}, "admission": {"1000": figure | {"median": 2}}}
+    shown = tables({"start": {"rows": [started, other, {"alternative": "vLLM V1 budget", "cannot": "absent"}]}})["start"]
+    assert "| thinkguard | **1.0** | 3.0 |\n| plain torch | 2.0 | **2.0** |" in shown
+    assert shown.endswith("- No figure for vLLM V1: absent.")
 
 
 @pytest.fixture(scope="module")

@@ -182,8 +182,8 @@ def _unwanted(tokens: Setting, text: Setting) -> Iterator[Case]:
     runs = []
     for setting in (tokens, text):
         thought, rest = setting.encode("\nTwo and two. Let me"), setting.encode(" see, two and two.")
-        close, eos = setting.encode(setting.end + "\n\n"), setting.eos_ids[0]
-        ids = [*thought, eos, *rest, *setting.encode(setting.end + "\n\n" + ANSWER), eos]
+        close, eos = [*setting.end_ids, *setting.encode("\n\n")], setting.eos_ids[0]
+        ids = [*thought, eos, *rest, *close, *setting.encode(ANSWER), eos]
         script = Script(ids, len(thought) + 1 + len(rest) + len(close))
         what = "markers as tokens" if setting is tokens else "markers as text"
         runs.append(Run(setting, Request(chat(setting, "<think>"), 60), script, what=what))
@@ -217,6 +217,7 @@ def _second_block(tokens: Setting, blocks: Setting) -> Iterator[Case]:
         "a second block capped",
         "two blocks are allowed, the second never ends: closed within the budget (of the block or the turn), and answered",
         [Run(blocks, Request(chat(blocks, "<think>"), 16), reopened, blocks=2)],
+        ("budget", "second block"),
     )
 
 

@@ -89,7 +89,7 @@ def _row(
     case: Case, name: str, cls: type[Alternative] | Cannot, made: dict[tuple[str, int], Alternative | Cannot]
 ) -> dict[str, Any]:
     if isinstance(cls, Cannot):
-        return {"case": case.name, "alternative": name, "verdict": "cannot", "why": str(cls), "runs": []}
+        return {"case": case.name, "alternative": name, "verdict": "not installed", "why": str(cls), "runs": []}
     found, impossible = [], []
     for one in case.runs:
         key = (name, id(one.setting))
@@ -104,8 +104,9 @@ def _row(
     in_text = any(not one.setting.has_marker_tokens for one in case.runs)
     needs = [*case.needs, *(["text markers"] if in_text and not impossible else [])]
     why = [cls.cannot[need] for need in needs if need in cls.cannot] + impossible[:1]
-    verdict = "right" if found and right == len(found) else "cannot" if why or not found else "wrong"
-    row = {"case": case.name, "alternative": name, "verdict": verdict, "right": right, "of": len(found), "runs": found}
+    verdict = "right" if right == len(case.runs) else "cannot" if why else "wrong"
+    of = len(case.runs) if found else 0
+    row = {"case": case.name, "alternative": name, "verdict": verdict, "right": right, "of": of, "runs": found}
     return row if verdict != "cannot" else {**row, "why": "; ".join(dict.fromkeys(why))}
 
 
@@ -121,7 +122,8 @@ def _tried(alternative: Alternative, case: Case, one: Run) -> dict[str, Any]:
     ours = "" if whole else "; ".join(violation.what for violation in trace.violations) or f"ends {trace.phase}"
     wrong = "; ".join(dict.fromkeys(filter(None, (case.also(one, ids, text), plain, ours))))
     told = {"what": one.what, "wrong": wrong, "printed": text, "edited": edited}
-    return told | ({"ids": ids} if wrong else {}) | ({"said": said} if said else {})
+    judges = {"by": [name for name, objects in (("reading", plain), ("explain", ours)) if objects], "ids": ids}
+    return told | (judges if wrong else {}) | ({"said": said} if said else {})
 
 
 def generate(alternative: Alternative, one: Run) -> tuple[list[int], list[int], str]:

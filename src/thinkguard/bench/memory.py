@@ -59,6 +59,7 @@ def _grown(cls: type[Alternative], setting: Setting) -> dict[str, Any]:
     """Set up, admit, and say how much each took."""
     prompt = setting.encode("<|im_start|>assistant\n" + setting.start + "\n")
     requests = [Request(list(prompt), 1000) for _ in range(_HELD)]
+    setting.received(requests)
     first = set_up(cls, setting)
     if isinstance(first, Cannot):
         return {"cannot": str(first)}

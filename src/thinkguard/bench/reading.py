@@ -17,7 +17,7 @@ def complaint(
         return "it never finishes"
     ids = ids[:-1]
     text = setting.decode(ids)
-    opened = setting.opened(request.prompt)
+    opened = setting.opened(request)
     if "\ufffd" in text:
         return "a character is cut in two"
     shown = ("" if not opened else start) + text

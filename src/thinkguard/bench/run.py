@@ -35,7 +35,8 @@ class Plan:
 def measure(parts: Sequence[str], plan: Plan, tell: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """Measure some of PARTS, and hand each out when it is done: {"machine", "seconds": {part: how long}, part: figures}.
 
-    `tell` is called as parts begin. Those of COUNTED come first and share the processor, two at a time.
+    `tell` is called as parts begin. Those of COUNTED come first and share the processor, two at a time. A part that fails
+    takes no other with it: its figures are {"failed": why}.
     """
     with tempfile.TemporaryDirectory() as made, ThreadPoolExecutor(2) as pool:
         folder = Path(made)
@@ -56,7 +57,10 @@ def measure(parts: Sequence[str], plan: Plan, tell: Callable[[str], None]) -> It
 
 def _measured(part: str, plan: Plan, folder: Path) -> dict[str, Any]:
     begin = time.perf_counter()
-    figures = PARTS[part](plan, folder)
+    try:
+        figures = PARTS[part](plan, folder)
+    except Exception as error:
+        figures = {"failed": f"{type(error).__name__}: {error}"}
     return {"machine": machine(), part: figures, "seconds": {part: round(time.perf_counter() - begin, 1)}}
 
 
@@ -174,3 +178,5 @@ COUNTED: Final = ("instructions", "correctness", "memory", "quality")
 """Parts that watch no clock, the longest first."""
 QUICK: Final = ("correctness", "step", "generate", "quality")
 """Parts of the short form."""
+SHORTER: Final = (*QUICK, "start")
+"""Parts that `Plan.quick` makes shorter."""

@@ -31,6 +31,7 @@ def _engine(guarded: bool, batch: int) -> Iterator[Any]:
     from vllm import LLM
 
     options: dict[str, Any] = {"logits_processors": [_FLAG]} if guarded else {}
+    options["gpu_memory_utilization"] = 0.4  # two of them, where there is a GPU
     llm = LLM(
         str(MODELS / "healthy"), enforce_eager=True, dtype="float32", max_model_len=256, max_num_seqs=batch,
         enable_prefix_caching=False, seed=0, **options,

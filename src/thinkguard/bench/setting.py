@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -78,10 +80,18 @@ class Setting:
         """Ids that end an output."""
         return list(self.program.eos_token_ids)
 
-    def opened(self, prompt: Sequence[int]) -> bool:
-        """Whether a prompt leaves the thinking open, by its text."""
-        text = self.decode(prompt)
-        return text.rfind(self.start) > text.rfind(self.end)
+    def opened(self, request: Request) -> bool:
+        """Whether a request's prompt leaves the thinking open, by its text, which is read once."""
+        if request.opened is None:
+            text = self.decode(request.prompt)
+            request.opened = text.rfind(self.start) > text.rfind(self.end)
+        return request.opened
+
+    def received(self, requests: Sequence[Request]) -> None:
+        """Have at hand what some alternatives take as given: it is no cost of theirs."""
+        for request in requests:
+            self.opened(request)
+            _ = request.ids
 
 
 @dataclass
@@ -91,6 +101,12 @@ class Request:
     prompt: list[int]
     budget: int
     output: list[int] = field(default_factory=list)
+    opened: bool | None = None  # whether the prompt leaves the thinking open, once `Setting.opened` has read it
+
+    @cached_property
+    def ids(self) -> array[int]:
+        """The prompt as SGLang keeps it of every request."""
+        return array("q", self.prompt)
 
 
 def make_tokenizer(folder: Path, vocab_size: int, *, marker_tokens: bool) -> Path:

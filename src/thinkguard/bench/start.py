@@ -1,4 +1,9 @@
-"""Cost of starting: set up for a vocabulary, admit a request behind a short and a long prompt."""
+"""Cost of starting: set up for a vocabulary, admit a request behind a short and a long prompt.
+
+A request is admitted whose like, with the same budget, was admitted before: grammars and policies are compiled. thinkguard,
+vLLM's holder and the plain processor find out from the prompt whether the thinking is open; who hands a grammar to xgrammar,
+llguidance or SGLang has to know, so that is found out before the clock.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +27,7 @@ def run(
     # What is imported and cached at the first time is not counted.
     made = {name: set_up(cls, setting) for name, cls in classes.items()}
     requests = {length: Request(_prompt(setting, length), _BUDGET) for length in PROMPTS}
+    setting.received(list(requests.values()))
     found: dict[str, dict[int, list[Round]]] = {name: {length: [] for length in (0, *PROMPTS)} for name in made}
     for _ in range(num_rounds):
         for name, alternative in made.items():
@@ -29,6 +35,7 @@ def run(
                 continue
             found[name][0].append(_timed(partial(classes[name], setting), repeats, 1e3))
             for length, request in requests.items():
+                alternative.start([request])
                 found[name][length].append(_timed(partial(alternative.start, [request]), 3 * repeats, 1e6))
     return [_row(name, alternative, found[name]) for name, alternative in made.items()]
 

@@ -2,7 +2,8 @@
 
 Three kinds of steps, each behind a prompt that opened the thinking: "thinking" (the budget is far away; whoever bans EOS or
 markers there does so), "answer" (behind the end marker, nothing need be edited) and "forced" (the step that closes at the
-budget). All sequences of a batch are alike. vLLM V2's kernels are not timed: on a CPU Triton has only its interpreter.
+budget). All sequences of a batch are alike. Before each step the logits are written, as a model writes them. vLLM V2's
+kernels are not timed: on a CPU Triton has only its interpreter.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -155,26 +156,26 @@ def walk(
         taken(token)
         return edited[-1]
 
-    found = {"thinking": _steps(taken, rest, meter, enough)}
+    def steps() -> list[float]:
+        taken(next(rest))
+        begin = time.perf_counter()
+        costs: list[float] = []
+        while not enough(costs, time.perf_counter() - begin):
+            edited.copy_(logits)  # not left in the processor's caches by the step before
+            costs.append(meter(partial(taken, next(rest))))
+        return costs
+
+    found = {"thinking": steps()}
     last = fresh(next(rest))
     assert (last[eos].item() == -np.inf) == ("ban EOS" not in alternative.cannot), name
     assert last[said[0]].isfinite(), name
     for token in [*setting.end_ids, *setting.encode("\n\n"), *islice(rest, 8)]:
         taken(token)
-    found["answer"] = _steps(taken, rest, meter, enough)
+    found["answer"] = steps()
     assert fresh(next(rest))[[eos, said[0]]].isfinite().all(), name
     if name != NOTHING:
         found["forced"] = _forced(alternative, name, prompt, said, point, (logits, edited), meter, enough)
     return found
-
-
-def _steps(taken: Callable[[int], None], rest: Iterator[int], meter: Meter, enough: Enough) -> list[float]:
-    taken(next(rest))
-    begin = time.perf_counter()
-    costs: list[float] = []
-    while not enough(costs, time.perf_counter() - begin):
-        costs.append(meter(partial(taken, next(rest))))
-    return costs
 
 
 def _forced(

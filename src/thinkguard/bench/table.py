@@ -11,10 +11,16 @@ _SHORT: Final = {
     "llguidance grammar": "llguidance", "thinkguard": "thinkguard",
 }  # fmt: skip
 
+WIDE: Final = 1.5
+"""A spread that reaches over so many times its lower end is marked."""
+
 
 def tables(figures: Mapping[str, Any]) -> dict[str, str]:
     """Return a table for each part that was measured; vLLM V1 and V2 are its own thinking budgets."""
-    return {part: make(figures[part]) for part, make in _TABLES.items() if part in figures}
+    return {
+        part: f"Failed: {figures[part]['failed']}" if "failed" in figures[part] else make(figures[part])
+        for part, make in _TABLES.items() if part in figures
+    }  # fmt: skip
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -51,47 +57,68 @@ def _instructions(found: Mapping[str, Any]) -> str:
 
 def _cheapest(found: Mapping[str, Any], where: Callable[[Mapping[str, Any]], str], head: str) -> str:
     """One row per place, a column per alternative: the median, and the lowest but nothing's in bold."""
-    places: dict[str, dict[str, float]] = {}
+    places: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in found["rows"]:
         if "median" in row:
-            places.setdefault(where(row), {})[row["alternative"]] = row["median"]
+            places.setdefault(where(row), {})[row["alternative"]] = row
     present = {name for told in places.values() for name in told}
     names = [name for name in _SHORT if name in present]
-    rows = []
-    for place, told in places.items():
-        best = min((value for name, value in told.items() if name != "nothing"), default=0.0)
-        rows.append([place, *(_best(told[name], best, name) if name in told else "" for name in names)])
-    return markdown([head, *(_SHORT[name] for name in names)], rows)
+    rows = [[place, *_cells([told.get(name) for name in names], names)] for place, told in places.items()]
+    table = markdown([head, *(_SHORT[name] for name in names)], rows)
+    return "\n\n".join(filter(None, (table, _left_out(found["rows"], where))))
 
 
-def _best(value: float, best: float, name: str) -> str:
-    shown = f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
-    return f"**{shown}**" if value <= best and name != "nothing" else shown
+def _cells(figures: Sequence[Mapping[str, Any] | None], names: Sequence[str], scale: float = 1) -> list[str]:
+    """Figures side by side: the lowest but nothing's in bold, `~` where the spread is wide, "" where there is none."""
+    values = [one["median"] for one, name in zip(figures, names, strict=True) if one and name != "nothing"]
+    cells = []
+    for one, name in zip(figures, names, strict=True):
+        if one is None:
+            cells.append("")
+            continue
+        value = one["median"] / scale
+        shown = "~" * (one["high"] > WIDE * one["low"]) + (f"{value:,.1f}" if value < 100 else f"{value:,.0f}")
+        cells.append(f"**{shown}**" if one["median"] <= min(values, default=0) and name != "nothing" else shown)
+    return cells
+
+
+def _left_out(rows: Sequence[Mapping[str, Any]], where: Callable[[Mapping[str, Any]], str]) -> str:
+    """Which alternatives have no figure, where, and why."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if "cannot" in row:
+            known = places.setdefault((row["alternative"], row["cannot"]), [])
+            known += [where(row).partition(", ")[2]] if "kind" in row else []
+    return "\n".join(
+        f"- No figure for {_SHORT.get(name, name)}{' at ' * bool(known)}{' and '.join(known)}: {why}."
+        for (name, why), known in places.items()
+    )
+
+
+def _columns(
+    found: Mapping[str, Any], head: Sequence[str], figures: Callable[[Mapping[str, Any]], list[tuple[Any, float]]]
+) -> str:
+    """One row per alternative. `figures` of a row: each with what it is divided by."""
+    measured = [row for row in found["rows"] if "cannot" not in row]
+    names = [row["alternative"] for row in measured]
+    columns = [
+        _cells([one for one, _ in column], names, column[0][1]) for column in zip(*map(figures, measured), strict=True)
+    ]
+    rows = [[_SHORT[name], *cells] for name, cells in zip(names, zip(*columns, strict=True), strict=True)]
+    return "\n\n".join(filter(None, (markdown(["", *head], rows), _left_out(found["rows"], lambda row: ""))))
 
 
 def _start(found: Mapping[str, Any]) -> str:
-    rows = []
-    for row in found["rows"]:
-        if "cannot" in row:
-            rows.append([_SHORT[row["alternative"]], f"cannot: {row['cannot']}"])
-            continue
-        admission = [f"{told['median']:,.0f}" for told in row["admission"].values()]
-        rows.append([_SHORT[row["alternative"]], f"{row['setup']['median']:,.1f}", *admission])
     lengths = next((list(row["admission"]) for row in found["rows"] if "admission" in row), [])
-    return markdown(["", "set up (ms)", *(f"admit, {int(length):,} tokens (us)" for length in lengths)], rows)
+    head = ["set up (ms)", *(f"admit, {int(length):,} tokens (us)" for length in lengths)]
+    return _columns(found, head, lambda row: [(one, 1) for one in (row["setup"], *row["admission"].values())])
 
 
 def _memory(found: Mapping[str, Any]) -> str:
     if "cannot" in found:
         return f"Not measured: {found['cannot']}."
-    rows = []
-    for row in found["rows"]:
-        if "cannot" in row:
-            sizes = [f"cannot: {row['cannot']}"]
-        else:
-            sizes = [f"{row['setup']['median'] / 1e6:,.1f}", f"{row['request']['median']:,.0f}"]
-        rows.append([_SHORT[row["alternative"]], *sizes])
-    return markdown(["", f"set up, {found['vocab_size']:,} tokens (MB)", "a request (bytes)"], rows)
+    head = [f"set up, {found['vocab_size']:,} tokens (MB)", "a request (bytes)"]
+    return _columns(found, head, lambda row: [(row["setup"], 1e6), (row["request"], 1)])
 
 
 def _rates(found: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""thinkguard itself, as an engine's author would call it: start, advance, apply."""
+"""thinkguard itself: a row for each request, held in one batch as its own adapters hold them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ class Guard:
     """The C core behind the package's own interface."""
 
     version = thinkguard.__version__
-    path = "src/thinkguard/program.py ThinkProgram.start / .advance / .apply (README, For engine authors)"
+    path = (
+        "thinkguard/hf.py: ThinkProgram.start on admission, then one RowBatch, every step advanced by the sampled tokens "
+        "and applied"
+    )
     cannot: ClassVar[dict[str, str]] = {}
 
     def __init__(self, setting: Setting) -> None:

@@ -30,18 +30,19 @@ class LlguidanceLark:
     )
     cannot: ClassVar[dict[str, str]] = {
         "message": "a rule's end does not say whether the model or the limit came to it",
+        "utf-8": "its limit counts tokens, wherever they cut a character",
         "text markers": "a token limit and a natural end in text do not go into one grammar",
     }
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.tokenizer = llguidance.hf.from_tokenizer(setting.tokenizer, setting.width)  # EOS is the tokenizer's, as in vLLM
-        self.executor = llguidance.LLExecutor()
+        self.executor = llguidance.LLExecutor(1)  # as many threads as torch has here
+        self.templates: dict[tuple[int, bool], llguidance.LLMatcher] = {}
 
-    def grammar(self, request: Request) -> str:
+    def grammar(self, limit: int, opened: bool) -> str:
         """Thinking of so many tokens, its end, and an answer without markers."""
         setting = self.setting
-        limit = request.budget
         no_marker = r"/(?s:.*)/ & ~/(?s:.*)<\/?think>(?s:.*)/"
         answer = f"answer: NO_MARKER\nNO_MARKER: {no_marker}\n"
         if setting.has_marker_tokens:
@@ -54,14 +55,17 @@ class LlguidanceLark:
             thinking = f"thinking[suffix={end}, max_tokens={limit}]: /(?s:.*)/\n"
             if not limit:
                 body, thinking = end, ""
-        opening = "" if setting.opened(request.prompt) else start
+        opening = "" if opened else start
         again = f"({start} {body} answer)?" * (setting.max_blocks - 1)
         return f"%llguidance {{}}\nstart: {opening} {body} answer {again}\n{thinking}{answer}"
 
     def matcher(self, request: Request) -> llguidance.LLMatcher:
-        """Start a request, what it generated included."""
-        matcher = llguidance.LLMatcher(self.tokenizer, self.grammar(request), log_level=0)
-        assert not matcher.is_error(), matcher.get_error()
+        """Start a request, what it generated included: a copy of what its grammar was compiled to, as in SGLang."""
+        key = request.budget, self.setting.opened(request)
+        if key not in self.templates:
+            self.templates[key] = llguidance.LLMatcher(self.tokenizer, self.grammar(*key), log_level=0)
+            assert not self.templates[key].is_error(), self.templates[key].get_error()
+        matcher = self.templates[key].deep_copy()
         if request.output:
             assert matcher.consume_tokens(request.output), matcher.get_error()
         return matcher

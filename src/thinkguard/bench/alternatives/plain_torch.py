@@ -18,7 +18,10 @@ class PlainTorch:
     """Set up: the ids of the markers, and of what is forced."""
 
     version = torch.__version__
-    path = "transformers/generation/logits_process.py LogitsProcessorList.__call__ -> processor(input_ids, scores)"
+    path = (
+        "transformers/generation/logits_process.py LogitsProcessorList.__call__ -> processor(input_ids, scores); "
+        "given the last column of input_ids, which is all it reads"
+    )
     cannot: ClassVar[dict[str, str]] = {
         "one block": "it counts and closes; it does not watch the answer",
         "utf-8": "it knows tokens, not their bytes",

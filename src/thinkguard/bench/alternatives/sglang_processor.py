@@ -88,7 +88,7 @@ class SglangBatch:
 
     def __init__(self, how: SglangProcessor, requests: Sequence[Request]) -> None:
         self.how = how
-        self.reqs = [Req(array("q", request.prompt), array("q", request.output)) for request in requests]
+        self.reqs = [Req(request.ids, array("q", request.output)) for request in requests]
         num = len(requests)
         params = [{"thinking_budget": one.budget, "__req__": req} for one, req in zip(requests, self.reqs, strict=True)]
         self.info = Info(Entry(how.processor, list(range(num)), torch.arange(num)), params)

@@ -5,6 +5,8 @@
 - for the grammar wrapper, the modules it imports names from but does not use in `ReasonerGrammarObject`: by modules whose
   attributes are empty classes. `TokenSequenceMatcher` and the token filter are SGLang's own files;
 - functions that stand in files which import the whole engine are compiled alone, from their own text (`function`).
+
+All of it is loaded once, as a server does.
 """
 
 from __future__ import annotations
@@ -69,6 +71,7 @@ def load(path: str, name: str, *, stubs: tuple[str, ...] = (), real: dict[str, M
     return module
 
 
+@cache
 def function(path: str, name: str, **names: Any) -> Any:
     """Compile one function of a file alone, with the names it reads."""
     tree = ast.parse((root() / path).read_text(encoding="utf-8"))
@@ -81,6 +84,7 @@ def function(path: str, name: str, **names: Any) -> Any:
     return scope[name]
 
 
+@cache
 def literal(path: str, cls: str, variable: str) -> Any:
     """The value of a literal that a class's `__init__` assigns."""
     tree = ast.parse((root() / path).read_text(encoding="utf-8"))
@@ -92,6 +96,7 @@ def literal(path: str, cls: str, variable: str) -> Any:
     return ast.literal_eval(value)
 
 
+@cache
 def custom_logit_processor() -> ModuleType:
     """sglang/srt/sampling/custom_logit_processor.py"""
     try:
@@ -107,6 +112,7 @@ def custom_logit_processor() -> ModuleType:
     return load("sglang/srt/sampling/custom_logit_processor.py", "sglang_custom_logit_processor", stubs=stubs)
 
 
+@cache
 def reasoner_grammar() -> ModuleType:
     """sglang/srt/constrained/reasoner_grammar_backend.py"""
     package = "sglang.srt."
@@ -125,6 +131,7 @@ def reasoner_grammar() -> ModuleType:
     )
 
 
+@cache
 def token_filter() -> Any:
     """set_token_filter_torch of sglang/srt/constrained/torch_ops/token_filter_torch_ops.py"""
     path = "sglang/srt/constrained/torch_ops/token_filter_torch_ops.py"

@@ -32,6 +32,7 @@ class SglangStrict:
     cannot: ClassVar[dict[str, str]] = {
         "message": "it forces the end marker's tokens, nothing before them",
         "one block": "behind the end nothing is masked",
+        "second block": "behind the end nothing is masked",
         "utf-8": "it knows tokens, not their bytes",
         "spelled end": "it looks for token ids, whatever plain tokens spell",
         "unopened": "it takes the first output token for thinking, whether or not the thinking was opened",

@@ -22,16 +22,27 @@ class XgrammarTag:
         "vllm/v1/structured_output/backend_xgrammar.py:200 accept_token, :242 fill_next_token_bitmask; "
         "vllm/v1/structured_output/utils.py:191 apply_token_bitmask_inplace"
     )
-    cannot: ClassVar[dict[str, str]] = {"message": "a tag's end does not say whether the model or the limit came to it"}
+    cannot: ClassVar[dict[str, str]] = {
+        "message": "a tag's end does not say whether the model or the limit came to it",
+        "utf-8": "its limit counts tokens, wherever they cut a character",
+    }
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         info = xgrammar.TokenizerInfo.from_huggingface(
             setting.tokenizer, vocab_size=setting.width, stop_token_ids=setting.eos_ids
         )
+        self.tags: dict[tuple[int, bool], str] = {}
         self.compiler = xgrammar.GrammarCompiler(info, max_threads=8, cache_enabled=True)
 
     def tag(self, request: Request) -> str:
+        """What a request brings; the compiler knows it when it comes again."""
+        key = request.budget, self.setting.opened(request)
+        if key not in self.tags:
+            self.tags[key] = self._tag(*key)
+        return self.tags[key]
+
+    def _tag(self, budget: int, opened: bool) -> str:
         """Thinking of so many tokens without markers in it, its end, and an answer without markers.
 
         Where markers are tokens they are matched as tokens: as text, the end could also be spelled out in plain tokens.
@@ -44,10 +55,10 @@ class XgrammarTag:
             return {"type": "token", "token": text} if text and setting.has_marker_tokens else text
 
         def block(begin: str) -> dict[str, Any]:
-            content = {"type": "any_text", "excludes": markers, "max_tokens": request.budget}
+            content = {"type": "any_text", "excludes": markers, "max_tokens": budget}
             return {"type": "tag", "begin": marker(begin), "content": content, "end": marker(setting.end)}
 
-        elements = [block("" if setting.opened(request.prompt) else setting.start), answer]
+        elements = [block("" if opened else setting.start), answer]
         for _ in range(1, setting.max_blocks):
             again = {"type": "sequence", "elements": [block(setting.start), answer]}
             elements.append({"type": "optional", "content": again})
