@@ -550,11 +550,13 @@ def test_a_process_that_dies_costs_its_own_file_only(files: list[Path]) -> None:
 
 
 SLEEPER = """
+import signal
 import sys
 from pathlib import Path
 from doomed import doomed
 from thinkguard.doctor.audit import processes
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for all that it runs behind
     print("started", flush=True)
     processes.run(doomed([Path(path) for path in sys.argv[1:]]), 2, False)
 """
@@ -576,7 +578,10 @@ def test_an_interrupt_ends_every_process(tmp_path: Path) -> None:
             time.sleep(0.1)
         time.sleep(1.0)
         child.send_signal(signal.SIGINT)
-        _, errors = child.communicate(timeout=30)
+        try:
+            _, errors = child.communicate(timeout=30)
+        finally:
+            child.kill()
     assert "KeyboardInterrupt" in errors
     assert not psutil.wait_procs(workers, timeout=10)[1]
 
