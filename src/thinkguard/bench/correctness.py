@@ -2,9 +2,10 @@
 
     python -m thinkguard.bench.correctness --json FILE [--quick] [--tokenizers DIR] [--only NAME ...]
 
-Right: every run of the case reads as wanted, by `reading` and by `ThinkProgram.explain`. Cannot: it cannot be set up, or
-the output is wrong and the case needs something that the alternative says it does not do. Wrong: anything else. vLLM V2's
-kernels are interpreted where there is no GPU, so this runs in a process of its own.
+Right: every run of the case reads as wanted, by `reading` and by `ThinkProgram.explain`. Cannot: it cannot be set up
+for one of them, or the output is wrong and the case needs something that the alternative says it does not do. Not installed:
+what it needs is missing. Wrong: anything else. vLLM V2's kernels are interpreted where there is no GPU, so this runs in a
+process of its own.
 """
 
 from __future__ import annotations
