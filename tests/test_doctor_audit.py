@@ -395,14 +395,14 @@ def test_words_count_as_texts_do(tokenizer_dirs: dict[str, Path]) -> None:
     source = Path(structure.__file__).read_text(encoding="utf-8")
     texts = ["好的，我们来看这个问题。\n\n首先" * 30, "", " \n x  \n\n  y"]
     texts += [source[at : at + 900] for at in range(0, len(source), 900)]
-    for name in ("qwen3", "phi-3-mini-spm"):
+    for name in ("qwen3", "mistral-v1-spm"):
         counter = TokenCounter(tokenizer_dirs[name])
         whole = counter._whole(texts)
         assert counter.count(texts) == whole
         counter._tried = 1 << 40
         counted = counter.count(texts)
         assert sum(abs(a - b) for a, b in zip(whole, counted, strict=True)) * 300 <= sum(whole), name
-        assert counter._by_words == (name != "phi-3-mini-spm")
+        assert counter._by_words == (name != "mistral-v1-spm")
 
 
 @pytest.fixture

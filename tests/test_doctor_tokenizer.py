@@ -61,7 +61,7 @@ def plain_class(path: Path) -> Path:
     [
         ("gpt-oss", "gpt_oss_harmony", "ok", "note"),
         ("olmo3-think", "olmo3_think", "note", "not applicable"),
-        ("phi-3-mini-spm", "think", "note", "not applicable"),
+        ("mistral-v1-spm", "think", "note", "not applicable"),
     ],
 )
 def test_a_healthy_model_has_no_problem(renderer, tokenizer_dirs, name, family, tokens, flags):

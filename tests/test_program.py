@@ -15,7 +15,7 @@ from thinkguard import FormatError, InputError, PolicyError, ThinkFormat, ThinkP
 BYTES = [bytes([b]) for b in range(256)]
 NAMED = {
     "qwen3": None, "r1-distill-qwen": None, "deepseek-v3-r1": None, "magistral-2507": None, "gpt-oss": None,
-    "qwen2.5-instruct": "think", "phi-4": "think", "olmo3-think": None, "phi-3-mini-spm": "think",
+    "qwen2.5-instruct": "think", "phi-4": "think", "olmo3-think": None, "mistral-v1-spm": "think",
 }  # fmt: skip
 
 

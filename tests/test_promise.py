@@ -44,7 +44,7 @@ CASES = {
     "qwen2.5-instruct": Case("qwen2.5-instruct", "think", THINK),
     "phi-4": Case("phi-4", "think", THINK),
     "olmo3-think": Case("olmo3-think", None, TIGHT),
-    "phi-3-mini-spm": Case("phi-3-mini-spm", "think", THINK),
+    "mistral-v1-spm": Case("mistral-v1-spm", "think", THINK),
     "magistral-text": Case("magistral-2507", "magistral_2506_text", THINK),
     "granite-words": Case("phi-4", "granite_3_2_text", WORDS),
     "granite-response": Case("olmo3-think", "granite_3_3", RESPONSE),
@@ -298,7 +298,7 @@ def test_switches_of_the_templates(tokenizer_dirs):
 
 def test_markers_that_need_byte_tokens_are_refused(tokenizer_dirs):
     """An invalid byte turns a whole run of SentencePiece's byte tokens into U+FFFD, a marker among them too."""
-    bench = bench_of("phi-3-mini-spm", tokenizer_dirs["phi-3-mini-spm"])
+    bench = bench_of("mistral-v1-spm", tokenizer_dirs["mistral-v1-spm"])
     with pytest.raises(FormatError, match="single bytes"):
         ThinkProgram("kimi_vl_dev", bench.tokenizer)
 

@@ -15,7 +15,7 @@ from vllm.sampling_params import StructuredOutputsParams
 from thinkguard import ThinkPolicy
 
 pytestmark = pytest.mark.filterwarnings("ignore:max_rollback_tokens is deprecated")  # by xgrammar, to vLLM
-NAMES = ("qwen3", "qwen2.5-instruct", "phi-3-mini-spm", "gpt-oss")
+NAMES = ("qwen3", "qwen2.5-instruct", "mistral-v1-spm", "gpt-oss")
 NUM_TOKENS = 1_500  # generated for each vocabulary, at least
 LENGTH = 256
 # 12 blocks hold fewer tokens than six requests want, a step takes 64: preemption, chunked prefill and caching at once.
@@ -30,7 +30,7 @@ GRAMMAR = {"backend": "xgrammar", "disable_any_whitespace": True}
 OPTIONS = {
     "qwen3": {"reasoning_parser": "qwen3", "structured_outputs_config": GRAMMAR},
     "qwen2.5-instruct": {"reasoning_config": {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}},
-    "phi-3-mini-spm": {"structured_outputs_config": GRAMMAR},
+    "mistral-v1-spm": {"structured_outputs_config": GRAMMAR},
 }
 
 
@@ -118,7 +118,7 @@ def test_structured_outputs_behind_a_parser(served):
         assert set(json.loads(bench.decode(ids, skip=True).split("</think>")[1])) == {"sure", "digit"}
 
 
-@pytest.mark.parametrize("served", ["phi-3-mini-spm"], indirect=True)
+@pytest.mark.parametrize("served", ["mistral-v1-spm"], indirect=True)
 def test_structured_outputs_without_a_parser_are_left_alone(served, vllm_log):
     llm, bench = served
     asked = StructuredOutputsParams(json=SCHEMA)

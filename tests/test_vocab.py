@@ -33,7 +33,7 @@ BYTE_LEVEL = (
     "qwen3",
     "r1-distill-qwen",
 )
-NAMES = (*BYTE_LEVEL, "phi-3-mini-spm")
+NAMES = (*BYTE_LEVEL, "mistral-v1-spm")
 TEXTS = (
     "\n</think>\n\n",
     "<think>\n",
@@ -117,7 +117,7 @@ def test_bytes_are_what_the_tokenizer_decodes(pair: Pair, skip: bool) -> None:
 
 def test_invalid_byte_run_destroys_its_neighbours(tokenizer_dirs: dict[str, Path]) -> None:
     """Why DUPLICATE tokens are banned: decoding turns a whole invalid run into U+FFFD, `<` and all."""
-    tokenizer = Tokenizer.from_file(str(tokenizer_dirs["phi-3-mini-spm"] / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(tokenizer_dirs["mistral-v1-spm"] / "tokenizer.json"))
     vocab = Vocabulary.from_tokenizer(tokenizer)
     ids = tokenizer.get_vocab()
     less, broken, word = ids["<0x3C>"], ids["<0xE2>"], ids["Wait"]
@@ -127,8 +127,10 @@ def test_invalid_byte_run_destroys_its_neighbours(tokenizer_dirs: dict[str, Path
     assert vocab.flags[less] == TokenFlag.BYTE | TokenFlag.DUPLICATE
     assert vocab.flags[broken] == TokenFlag.BYTE
     assert len(flagged(vocab, TokenFlag.BYTE)) == 256
-    ascii_printable = {bytes([byte]) for byte in range(32, 127)}
-    assert {vocab.token_bytes(i) for i in flagged(vocab, TokenFlag.DUPLICATE)} == ascii_printable | {b"\r"}
+    ordinary = {vocab.token_bytes(i) for i in np.flatnonzero(vocab.flags & (TokenFlag.BYTE | TokenFlag.ADDED) == 0)}
+    spelled_twice = {piece for piece in ordinary if len(piece) == 1}
+    assert spelled_twice >= {bytes([byte]) for byte in range(32, 127)}
+    assert {vocab.token_bytes(i) for i in flagged(vocab, TokenFlag.DUPLICATE)} == spelled_twice
 
 
 def test_flags_and_ids_follow_the_tokenizer(pair: Pair) -> None:
@@ -186,9 +188,9 @@ def test_known_spellings(tokenizer_dirs: dict[str, Path]) -> None:
     assert tokens("qwen3", "\n</think>\n\n") == ["\n", "</think>", "\n\n"]
     assert tokens("qwen2.5-instruct", "\n</think>\n\n") == ["\n", "</", "think", ">\n\n"]
     assert tokens("phi-4", "<|im_end|>\nx") == ["<|im_end|>", "\n", "x"]  # phi-4 itself eats the newline
-    assert tokens("phi-3-mini-spm", "\n</think>") == ["\n", "</", "th", "ink", ">"]
-    assert tokens("phi-3-mini-spm", "Wait <|end|>Wait") == ["Wait", " ", "<|end|>", "Wait"]
-    assert tokens("phi-3-mini-spm", "rethinking") == ["re", "th", "inking"]  # its merges; `ret` would be longer
+    assert tokens("mistral-v1-spm", "\n</think>") == ["\n", "</", "think", ">"]
+    assert tokens("mistral-v1-spm", "Wait </s>Wait") == ["Wait", " ", "</s>", "Wait"]
+    assert tokens("mistral-v1-spm", "rethinking") == ["re", "th", "inking"]  # its merges; `ret` would be longer
 
 
 def test_encode_ignores_padding_and_truncation_of_earlier_calls(tokenizer_dirs: dict[str, Path]) -> None:
