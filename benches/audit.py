@@ -25,8 +25,7 @@ from thinkguard.doctor.audit.run import audit
 from thinkguard.formats import ThinkFormat
 
 HERE = Path(__file__).resolve().parent
-BUILD = HERE.parents[1] / "shared" / "tokenizers" / "build.py"  # real tokenizers, beside the repository
-DEMO = HERE.parent / "src" / "thinkguard" / "demo" / "models" / "healthy"
+BUILD = HERE.parent / "tests" / "tokenizers" / "build.py"  # real tokenizers, out of packages of the registry
 BROKEN_EVERY = 1000
 
 
@@ -98,10 +97,9 @@ def whole_texts(path: Path, num: int, tokenizer: Path) -> float:
 def run(num: int = 100_000, tokenizer: Path | None = None) -> dict[str, Any]:
     """Measure all of it."""
     with tempfile.TemporaryDirectory() as folder:
-        if tokenizer is None and BUILD.is_file():
-            subprocess.run([sys.executable, BUILD, folder], check=True, stdout=subprocess.DEVNULL)
+        if tokenizer is None:
+            subprocess.run([sys.executable, BUILD, folder, "qwen3"], check=True, stdout=subprocess.DEVNULL)
             tokenizer = Path(folder) / "qwen3"
-        tokenizer = tokenizer or DEMO
         path = Path(folder) / "records.jsonl"
         size = write(path, num, True)
         found = {

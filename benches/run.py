@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from thinkguard.bench.run import Plan, measure
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-BUILD = ROOT.parent / "shared" / "tokenizers" / "build.py"  # real tokenizers, beside the repository
+BUILD = ROOT / "tests" / "tokenizers" / "build.py"  # real tokenizers, out of packages of the registry
 ROUNDS, PAUSE = 4, 2.0  # rounds of the core's measurement, and seconds between them
 sys.path.insert(0, str(HERE))
 
@@ -74,11 +75,8 @@ OURS: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 @contextmanager
-def real_tokenizers() -> Iterator[Path | None]:
-    """The real tokenizers, built in a temporary folder; None where they are not beside the repository."""
-    if not BUILD.is_file():
-        yield None
-        return
+def real_tokenizers() -> Iterator[Path]:
+    """The real tokenizers, built in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, str(BUILD), folder], check=True, stdout=subprocess.DEVNULL)
         yield Path(folder)
@@ -105,10 +103,17 @@ def measured(parts: list[str]) -> Iterator[dict[str, Any]]:
     tell("done")
 
 
+def commit() -> str:
+    """The commit that is checked out, with a + where files differ from it."""
+    run = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
+    return run.stdout.strip() or "not a checkout"
+
+
 def added(figures: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """Put a part that was measured into the file's figures, and hold it against the run before."""
     part = next(iter(new["seconds"]))
     out = figures | {"command": "make bench"} | new | {"seconds": figures.get("seconds", {}) | new["seconds"]}
+    out["measured"] = figures.get("measured", {}) | {part: {"date": date.today().isoformat(), "commit": commit()}}
     out["agreement"] = dict(figures.get("agreement", {}))
     out["agreement"].pop(part, None)
     like = all(figures.get("machine", {}).get(key) == value for key, value in new["machine"].items() if key != "load")
