@@ -41,6 +41,7 @@ GROUPS = {
     "test_vllm_parallel": "engine v1",  # long, and a group of one would come last
 }  # fmt: skip
 VOCABULARIES = ("pair", "bench")  # fixtures that read one
+COSTLY = ("correctness", "programs", "real", "models")  # fixtures that take many seconds, made by one process alone
 
 
 # Chat templates and tokenizers of published models are not ours to copy: tests over a collection of them are told where
@@ -97,6 +98,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for fixture in VOCABULARIES:
             if fixture in params:
                 group = f"{item.path.stem} {params[fixture]}"
+        for fixture in COSTLY:
+            if group is None and fixture in getattr(item, "fixturenames", ()):
+                group = f"{item.path.stem} {fixture}"
         if group is not None:
             item.add_marker(pytest.mark.xdist_group(group))
 
