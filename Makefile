@@ -16,7 +16,7 @@ demo: build
 	@$(BIN)/thinkguard demo
 
 test: build vllm
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(if $(CORPUS),--corpus "$(CORPUS)")
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(if $(CORPUS),--corpus="$(CORPUS)")
 
 lint: build
 	$(BIN)/ruff check .

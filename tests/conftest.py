@@ -85,7 +85,7 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if num := config.stash.get(LEFT_OUT, 0):
-        why = "they read published chat templates, which are not ours to copy; --corpus DIR names a folder that has them"
+        why = "they read published chat templates, which are not ours to copy; --corpus=DIR names a folder that has them"
         terminalreporter.write_line(f"{num} {'test was' if num == 1 else 'tests were'} left out: {why}")
 
 
