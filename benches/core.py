@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from thinkguard import ThinkFormat, ThinkPolicy, ThinkProgram, Vocabulary
-from thinkguard._core import RowBatch
 from thinkguard.bench.timing import Round, Spread, spread_of_rounds, with_pace
+from thinkguard.core._core import RowBatch
 
 ROWS, WIDTH, REPEATS, STEPS = 256, 151_936, 30, 50
 

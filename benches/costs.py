@@ -38,13 +38,14 @@ def hf_call() -> dict[str, Any]:
     import torch
     from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-    from thinkguard.hf import AttachedProcessor, ThinkLogitsProcessor, _without_signature_lookup
+    from thinkguard.hf import ThinkLogitsProcessor
+    from thinkguard.hf.attached import AttachedProcessor, without_signature_lookup
 
     class Returns(LogitsProcessor):  # type: ignore[misc]
         def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             return scores
 
-    _without_signature_lookup(Returns)
+    without_signature_lookup(Returns)
     walk = Walk(True, "")
     encode = walk.program.vocabulary.encode
     guard = ThinkLogitsProcessor(walk.program, max_thinking_tokens=2**29)
@@ -54,7 +55,7 @@ def hf_call() -> dict[str, Any]:
     config = GenerationConfig(max_length=ids.shape[1] + 100)
     out: dict[str, Any] = {}
     times: dict[str, list[float]] = {"guarded": [], "returns": []}
-    attached = AttachedProcessor(guard, config, len(prompt))
+    attached = AttachedProcessor(guard.binding, config, len(prompt))
     lists = {"guarded": LogitsProcessorList([attached]), "returns": LogitsProcessorList([Returns()])}
     length = len(prompt)
     views = [ids[:, : length + i] for i in range(REPEATS * CALLS)]

@@ -85,7 +85,7 @@ def prepare() -> None:
     sources = os.pathsep.join([str(HERE.parent / "src"), os.environ.get("PYTHONPATH", "")])
     os.environ["PYTHONPATH"] = sources.rstrip(os.pathsep)  # for engines in other processes
     try:
-        importlib.import_module("thinkguard._core")
+        importlib.import_module("thinkguard.core._core")
     except ImportError:
         command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
         subprocess.run(command, cwd=HERE.parent, check=True, stdout=sys.stderr)

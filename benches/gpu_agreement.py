@@ -11,8 +11,9 @@ import torch
 from gpu_common import WIDTH, Host, Result, Sequence, chat, differences, edit_in_c, program, row, started
 
 from thinkguard import ThinkPolicy
-from thinkguard._core import Row
-from thinkguard.device import DeviceProgram, DeviceSequences
+from thinkguard.core._core import Row
+from thinkguard.device.sequences import DeviceSequences
+from thinkguard.device.tables import DeviceProgram
 
 KINDS = ("tokens", "text", "channels")
 POLICIES = (

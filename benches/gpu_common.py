@@ -13,8 +13,9 @@ import numpy.typing as npt
 import torch
 
 from thinkguard import ThinkFormat, ThinkPolicy, ThinkProgram, Vocabulary
-from thinkguard._core import Row, RowBatch
-from thinkguard.device import ROW_FIELDS, DeviceProgram, DeviceSlots
+from thinkguard.core._core import Row, RowBatch
+from thinkguard.device.slots import DeviceSlots
+from thinkguard.device.tables import ROW_FIELDS, DeviceProgram
 
 WIDTH = 151_936
 DTYPES = {torch.float32: 1e-6, torch.bfloat16: 2**-7}  # rounding of the bias

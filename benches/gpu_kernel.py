@@ -20,8 +20,8 @@ import torch
 from gpu_common import NotMeasured, Result, program, row, spread
 from gpu_scenes import SETTINGS, Budget, Scene, Sizes
 
-from thinkguard import device
-from thinkguard.device import DeviceProgram
+from thinkguard.device import slots as device
+from thinkguard.device.tables import DeviceProgram
 
 SHAPED = ("thinking", "all forced", "one long resume", "one long prompt, no chat")  # what other shapes are tried in
 RIVALS = [name for name, setting in SETTINGS.items() if setting.budget and setting.kind == "tokens"]

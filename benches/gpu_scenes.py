@@ -9,7 +9,7 @@ import torch
 from gpu_common import WIDTH, Host, NotMeasured, chat, differences, edit_in_c, started
 
 from thinkguard import ThinkPolicy
-from thinkguard.device import DeviceProgram
+from thinkguard.device.tables import DeviceProgram
 
 BUDGET = 2**29
 

@@ -15,8 +15,9 @@ from gpu_kernel import Action
 from gpu_scenes import SETTINGS, Scene, Sizes
 
 from thinkguard import ThinkPolicy
-from thinkguard.device import DeviceProgram, DeviceSequences
-from thinkguard.vllm_v2 import V2Slots
+from thinkguard.device.sequences import DeviceSequences
+from thinkguard.device.tables import DeviceProgram
+from thinkguard.vllm.v2 import V2Slots
 
 
 def synchronisation(quick: bool, sizes: Sizes | None = None) -> Iterator[Result]:

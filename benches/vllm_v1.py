@@ -28,8 +28,8 @@ from vllm.v1.sample.thinking_budget_state import ThinkingBudgetStateHolder
 from thinkguard import ThinkFormat, ThinkPolicy, ThinkProgram
 from thinkguard.bench.machine import machine
 from thinkguard.bench.timing import Round, spread_of_rounds, with_pace
-from thinkguard.vllm_requests import Guard
-from thinkguard.vllm_v1 import V1Rows
+from thinkguard.vllm.engine_requests import Guard
+from thinkguard.vllm.v1 import V1Rows
 
 LENGTHS, ASKED_LENGTH, ASKED_RATIO = (128, 1_024, 8_192, 32_768), 1_024, 200
 ROUNDS, LONG_ROUNDS, OUR_STEPS, THEIR_STEPS, BUDGET = 8, 3, 60, 12, 2**29

@@ -8,7 +8,7 @@ from typing import Any
 
 from modes import CLEAN_TEMPLATE, HEALTHY, Case, Inputs, chat, checkpoint, jsonl
 
-from thinkguard.vocab import Vocabulary
+from thinkguard.vocabulary import Vocabulary
 
 Parts = list[tuple[str, bool]]  # text, and whether it is in the loss
 SYSTEM = ("<|im_start|>system\nBe short.<|im_end|>\n", False)

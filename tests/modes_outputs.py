@@ -8,7 +8,7 @@ from typing import Any
 
 from modes import HEALTHY, Case, Inputs, checkpoint, jsonl
 
-from thinkguard.vocab import Vocabulary
+from thinkguard.vocabulary import Vocabulary
 
 PROMPT = "<|im_start|>user\nWhat is 12 + 34?<|im_end|>\n<|im_start|>assistant\n"
 THOUGHT = "Ones: 2 + 4 is 6. Tens: 1 + 3 is 4. So it is 46."

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from thinkguard import ThinkPolicy, ThinkProgram
-from thinkguard._core import RowBatch
+from thinkguard.core._core import RowBatch
 from thinkguard.errors import InputError, PolicyError
 
 VISIBLE = re.compile(r"[^ \t\n\r\f\v]")

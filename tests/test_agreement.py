@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from thinkguard._core import DTYPES, Row, RowBatch
+from thinkguard.core._core import DTYPES, Row, RowBatch
 
 EXAMPLES = {"quick": 25, "default": 200, "thorough": 5000}[os.environ.get("THINKGUARD_TEST_PROFILE", "default")]
 SETTINGS = settings(

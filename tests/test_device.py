@@ -19,10 +19,13 @@ from model import Model
 torch = pytest.importorskip("torch", reason="the device kernel needs torch")
 
 from thinkguard import ThinkPolicy, ThinkProgram, Vocabulary  # noqa: E402
-from thinkguard import _device_layout as layout  # noqa: E402
-from thinkguard import device as device_module  # noqa: E402
-from thinkguard._core import Row, RowBatch  # noqa: E402
-from thinkguard.device import ROW_FIELDS, DeviceProgram, DeviceSlots  # noqa: E402
+from thinkguard.core._core import Row, RowBatch  # noqa: E402
+from thinkguard.device import kernel  # noqa: E402
+from thinkguard.device import layout as layout  # noqa: E402
+from thinkguard.device import tables as device_tables  # noqa: E402
+from thinkguard.device.edits import DeviceEdits  # noqa: E402
+from thinkguard.device.slots import DeviceSlots  # noqa: E402
+from thinkguard.device.tables import ROW_FIELDS, DeviceProgram  # noqa: E402
 from thinkguard.errors import FormatError, InputError, PolicyError, TokenizerError  # noqa: E402
 
 EXAMPLES = {"quick": 5, "default": 20, "thorough": 400}[os.environ.get("THINKGUARD_TEST_PROFILE", "default")]
@@ -273,7 +276,7 @@ def test_edits_that_the_host_decided_on(seed):
     rng = random.Random(100 + seed)
     host = Host(seed, num_slots=1)
     tables = DeviceProgram(host.program, "cpu")
-    edits, policies = device_module.DeviceEdits(tables), []
+    edits, policies = DeviceEdits(tables), []
     for _ in range(4):
         requests = [Request(rng, host.program, rng.choice(host.bounds), host.model) for _ in range(5)]
         for request in requests:
@@ -324,8 +327,9 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from thinkguard import ThinkProgram, Vocabulary, device
-kernel = device.kernel.guard_slots
+from thinkguard import ThinkProgram, Vocabulary
+from thinkguard.device import kernel as kernels, tables as device
+kernel = kernels.guard_slots
 vocabulary = Vocabulary.from_parts([bytes([b]) for b in range(256)], added={"<eos>": 256}, eos_ids=[256])
 layout = device.DeviceProgram(ThinkProgram("think", vocabulary), "cpu").layout
 constants = dict(STATE_SIZE=device.STATE_SIZE, LOOP_SIZE=device.LOOP_SIZE, L=layout, BLOCK=device.BLOCK)
@@ -358,7 +362,7 @@ def test_only_one_launch_and_no_word_to_the_host(monkeypatch):
         def __getitem__(self, grid):
             return lambda *arguments, **options: launches.append((grid, options["num_warps"]))
 
-    monkeypatch.setattr(device_module.kernel, "guard_slots", Kernel())
+    monkeypatch.setattr(kernel, "guard_slots", Kernel())
     program = plain_program()
     tables = DeviceProgram(program, "meta")
     slots = DeviceSlots(tables, 4)
@@ -369,6 +373,6 @@ def test_only_one_launch_and_no_word_to_the_host(monkeypatch):
     assert not launches
     where = torch.zeros(5, dtype=torch.int32, device="meta")
     slots.apply(torch.zeros(5, 263, device="meta"), where, where, where, torch.zeros(4, 50, device="meta"), where, where)
-    assert launches == [((5,), device_module.NUM_WARPS)]
+    assert launches == [((5,), device_tables.NUM_WARPS)]
     slots.apply(torch.zeros(0, 263, device="meta"), where, where, where, torch.zeros(4, 50, device="meta"), where, where)
     assert len(launches) == 1

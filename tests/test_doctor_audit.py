@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from modes import HEALTHY, chat, good_records, jsonl
 
 from thinkguard.doctor.audit import processes
-from thinkguard.doctor.audit.checks import data_checks, data_facts, data_plots, suggested_policy
+from thinkguard.doctor.audit.data_checks import data_checks, data_facts, data_plots, suggested_policy
 from thinkguard.doctor.audit.lengths import LOSES_ANSWER, LOSES_END, Lengths, Limit, TokenCounter, cut, rounded
 from thinkguard.doctor.audit.plan import AuditOptions
 from thinkguard.doctor.audit.run import audit

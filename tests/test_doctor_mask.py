@@ -11,13 +11,13 @@ from modes_mask import START_OUTSIDE
 from thinkguard.doctor.catalogue import entries
 from thinkguard.doctor.judges.mask import IGNORED, judge
 from thinkguard.doctor.judges.tags import Markers
-from thinkguard.doctor.mask.checks import mask_checks
 from thinkguard.doctor.mask.labels import labeller_of
+from thinkguard.doctor.mask.mask_checks import mask_checks
 from thinkguard.doctor.records.record import Record, Turn
 from thinkguard.doctor.template.readings import read_template
 from thinkguard.doctor.template.sandbox import Renderer
 from thinkguard.doctor.tokenizer.checkpoint import load_checkpoint
-from thinkguard.vocab import Vocabulary
+from thinkguard.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.from_tokenizer(HEALTHY)
 THINK = Markers.of(None)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from modes import HEALTHY, chat, good_records, jsonl
 
-from thinkguard.doctor.audit.checks import data_checks
+from thinkguard.doctor.audit.data_checks import data_checks
 from thinkguard.doctor.audit.mend import MendSummary, mend
 from thinkguard.doctor.audit.plan import AuditOptions
 from thinkguard.doctor.audit.run import audit

@@ -10,7 +10,7 @@ from thinkguard.doctor.judges.outputs import judge
 from thinkguard.doctor.judges.tags import Markers
 from thinkguard.doctor.records.record import Record, Turn
 from thinkguard.formats import ThinkFormat
-from thinkguard.vocab import Vocabulary
+from thinkguard.vocabulary import Vocabulary
 
 THINK = Markers.of(None)
 OPENS = Markers.of(None, prompt_opens=True)

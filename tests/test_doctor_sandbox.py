@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from thinkguard.doctor.template import sandbox
-from thinkguard.doctor.template.checks import template_checks
 from thinkguard.doctor.template.readings import read_template
 from thinkguard.doctor.template.sandbox import Job, Rendered, Renderer
-from thinkguard.template import render
+from thinkguard.doctor.template.template_checks import template_checks
+from thinkguard.formats.renders import render
 
 pytest.importorskip("jinja2", reason="templates are rendered with jinja2")
 

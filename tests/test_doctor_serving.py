@@ -73,9 +73,9 @@ from fake_servers import (
 
 from thinkguard import InputError, cli
 from thinkguard.doctor import Check, Report
-from thinkguard.doctor.marks import telling
 from thinkguard.doctor.serving.client import RefusedError, ServerError, base_urls
 from thinkguard.doctor.serving.server import examine_server
+from thinkguard.formats.marks import telling
 
 NAMES = (
     "server", "opened", "closed", "answer", "separated", "content", "stream",

@@ -32,11 +32,11 @@ from thinkguard.doctor.records.record import (
     Record,
     Turn,
 )
-from thinkguard.doctor.template.checks import differs_checks, template_checks
-from thinkguard.doctor.template.fix import fix_template
+from thinkguard.doctor.template.fix_template import fix_template
 from thinkguard.doctor.template.probes import probes
 from thinkguard.doctor.template.readings import Readings, read_template
 from thinkguard.doctor.template.sandbox import Job, Renderer
+from thinkguard.doctor.template.template_checks import differs_checks, template_checks
 from thinkguard.doctor.template.unread import described
 from thinkguard.errors import InputError, UnsupportedError
 from thinkguard.formats import ThinkFormat

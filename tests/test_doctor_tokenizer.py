@@ -19,14 +19,14 @@ from modes_tokenizer import END, START, adapter_rows, added, decode_spacing, mar
 from thinkguard.doctor.check import Check
 from thinkguard.doctor.template.sandbox import Renderer
 from thinkguard.doctor.tokenizer.checkpoint import Checkpoint, load_checkpoint
-from thinkguard.doctor.tokenizer.checks import tokenizer_checks
 from thinkguard.doctor.tokenizer.compared import against_checks
-from thinkguard.doctor.tokenizer.fix import fix_tokenizer
+from thinkguard.doctor.tokenizer.fix_tokenizer import fix_tokenizer
 from thinkguard.doctor.tokenizer.splits import LEFT, RIGHT, splits
 from thinkguard.doctor.tokenizer.tensor_rows import matrices
+from thinkguard.doctor.tokenizer.tokenizer_checks import tokenizer_checks
 from thinkguard.doctor.tokenizer.weights import weight_checks
 from thinkguard.errors import FormatError, InputError, UnsupportedError
-from thinkguard.vocab import Vocabulary
+from thinkguard.vocabulary import Vocabulary
 
 pytest.importorskip("transformers", reason="the tokenizers are loaded by it")
 

@@ -9,7 +9,7 @@ import pytest
 from test_agreement import from_bfloat16, to_bfloat16
 
 from thinkguard import ThinkPolicy, ThinkProgram, Vocabulary
-from thinkguard._core import DTYPES, Row, RowBatch
+from thinkguard.core._core import DTYPES, Row, RowBatch
 from thinkguard.errors import InputError
 
 BYTES = [bytes([byte]) for byte in range(256)]

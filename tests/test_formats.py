@@ -15,11 +15,12 @@ import pytest
 
 from thinkguard.errors import FormatError
 from thinkguard.formats import DEFAULT_INNER, ChannelGrammar, ThinkFormat, describe
-from thinkguard.vocab import Vocabulary
+from thinkguard.formats.resolve import detect_format, resolve_format
+from thinkguard.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "thinkguard"
-TABLE = json.loads((PACKAGE / "formats.json").read_text(encoding="utf-8"))
+TABLE = json.loads((PACKAGE / "formats" / "table.json").read_text(encoding="utf-8"))
 NAMES = ThinkFormat.names()
 BYTES = [bytes([value]) for value in range(256)]
 TOKENS = re.compile(
@@ -43,13 +44,13 @@ def vocabulary(template: str | None = None, *tokens: str, eos: str | None = None
 
 
 def test_table_satisfies_its_schema() -> None:
-    schema = json.loads((PACKAGE / "formats.schema.json").read_text(encoding="utf-8"))
+    schema = json.loads((PACKAGE / "formats" / "table.schema.json").read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.Draft202012Validator(schema).validate(TABLE)
 
 
 def test_schema_refuses_a_misspelt_field() -> None:
-    schema = json.loads((PACKAGE / "formats.schema.json").read_text(encoding="utf-8"))
+    schema = json.loads((PACKAGE / "formats" / "table.schema.json").read_text(encoding="utf-8"))
     bad = {**TABLE, "formats": {**TABLE["formats"], "new": {"like": "think", "models": ["x"], "start": ["<a>"]}}}
     with pytest.raises(jsonschema.ValidationError, match="start"):
         jsonschema.Draft202012Validator(schema).validate(bad)
@@ -226,14 +227,14 @@ def test_real_tokenizer(name: str, tokenizer_dirs: dict[str, Path]) -> None:
     expected = TOKENIZERS[name]
     if expected is None:
         with pytest.raises(FormatError, match="no reasoning markers found") as caught:
-            ThinkFormat.from_tokenizer(tokenizer_dirs[name])
+            detect_format(tokenizer_dirs[name])
         assert 'format="think"' in str(caught.value)
         return
-    found = ThinkFormat.from_tokenizer(tokenizer_dirs[name])
+    found = detect_format(tokenizer_dirs[name])
     assert (found.name, found.open_text, found.close_text, found.off_text) == expected[:4]
     assert (found.header_text, found.turn_ends) == expected[4:]
     assert "the chat template writes them" in found.evidence[0]
-    assert found == ThinkFormat.resolve(None, tokenizer_dirs[name])
+    assert found == resolve_format(None, tokenizer_dirs[name])
 
 
 @pytest.mark.parametrize(
@@ -249,16 +250,16 @@ def test_real_tokenizer(name: str, tokenizer_dirs: dict[str, Path]) -> None:
 def test_named_format_is_fitted(
     name: str, header_text: str, turn_ends: tuple[str, ...], tokenizer_dirs: dict[str, Path]
 ) -> None:
-    fitted = ThinkFormat.resolve("think", tokenizer_dirs[name])
+    fitted = resolve_format("think", tokenizer_dirs[name])
     assert (fitted.open_text, fitted.close_text) == THINK  # as named, whatever the template writes
     assert (fitted.header_text, fitted.turn_ends) == (header_text, turn_ends)
 
 
 def test_tokens_decide_where_no_template_does() -> None:
-    assert ThinkFormat.from_tokenizer(vocabulary(None, "<think>", "</think>")).name == "think"
-    assert ThinkFormat.from_tokenizer(vocabulary(CHATML, "[THINK]", "[/THINK]")).name == "mistral_think_tokens"
+    assert detect_format(vocabulary(None, "<think>", "</think>")).name == "think"
+    assert detect_format(vocabulary(CHATML, "[THINK]", "[/THINK]")).name == "mistral_think_tokens"
     harmony = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>")
-    found = ThinkFormat.from_tokenizer(vocabulary(None, *harmony))
+    found = detect_format(vocabulary(None, *harmony))
     assert found.name == "gpt_oss_harmony"
     assert found.channel == ThinkFormat.from_name("gpt_oss_harmony").channel
     assert "tokens of their own" in found.evidence[0]
@@ -266,11 +267,11 @@ def test_tokens_decide_where_no_template_does() -> None:
 
 def test_two_pairs_of_tokens_are_ambiguous() -> None:
     with pytest.raises(FormatError, match="several pairs") as caught:
-        ThinkFormat.from_tokenizer(vocabulary(None, "<think>", "</think>", "[THINK]", "[/THINK]"))
+        detect_format(vocabulary(None, "<think>", "</think>", "[THINK]", "[/THINK]"))
     assert "format='think'" in str(caught.value)
     assert "format='mistral_think_tokens'" in str(caught.value)
     decided = vocabulary(CHATML + "{% if add_generation_prompt %}<think>\n{% endif %}", "[THINK]", "[/THINK]")
-    assert ThinkFormat.from_tokenizer(decided).starts == ("<think>",)
+    assert detect_format(decided).starts == ("<think>",)
 
 
 @pytest.mark.parametrize(
@@ -284,16 +285,16 @@ def test_two_pairs_of_tokens_are_ambiguous() -> None:
     ],
 )
 def test_failing_template_is_evidence(source: str) -> None:
-    found = ThinkFormat.from_tokenizer(vocabulary(source, "<think>", "</think>"))
+    found = detect_format(vocabulary(source, "<think>", "</think>"))
     assert found.name == "think"
     assert "could not be rendered" in found.evidence[-1]
     with pytest.raises(FormatError, match="could not be rendered"):
-        ThinkFormat.from_tokenizer(vocabulary(source))
+        detect_format(vocabulary(source))
 
 
 def test_template_is_read_without_jinja2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    found = ThinkFormat.from_tokenizer(vocabulary(CHATML + "{# <think> </think> #}"))
+    found = detect_format(vocabulary(CHATML + "{# <think> </think> #}"))
     assert found.name == "think"
     assert "jinja2 is not installed" in found.evidence[-1]
 
@@ -304,7 +305,7 @@ def test_template_that_marks_generations_and_breaks() -> None:
         "{% generation %}{{ m.content }}{% endgeneration %}<|im_end|>\n{% endfor %}{{ strftime_now('%Y')[:0] }}"
         "{{ {'a': '<'} | tojson }}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
     )
-    found = ThinkFormat.from_tokenizer(vocabulary(source))
+    found = detect_format(vocabulary(source))
     assert (found.open_text, found.header_text) == ("<think>\n", "assistant")
 
 
@@ -313,26 +314,26 @@ def test_white_space_of_an_unknown_family_is_rendered() -> None:
         "{% for m in messages %}@{{ m.role }}@ {% if m.reasoning_content %}<think> {{ m.reasoning_content }}</think> "
         "{% endif %}{{ m.content }}<eot>{% endfor %}{% if add_generation_prompt %}@assistant@ {% endif %}"
     )
-    found = ThinkFormat.from_tokenizer(vocabulary(source, "<eot>"))
+    found = detect_format(vocabulary(source, "<eot>"))
     assert (found.name, found.open_text, found.close_text) == ("think", "<think> ", "</think> ")
     assert (found.turn_ends, found.header_text) == (("<eot>",), "@assistant@")
-    plain = ThinkFormat.from_tokenizer(vocabulary(source))  # no role token at all: the role's text is the boundary
+    plain = detect_format(vocabulary(source))  # no role token at all: the role's text is the boundary
     assert (plain.boundaries, plain.header_text) == (("<eot>@assistant@",), "")
 
 
 def test_eos_is_not_needed_as_a_turn_end_but_found() -> None:
     source = CHATML.replace("<|im_end|>\n{% endfor %}", "{{ eos_token }}{% endfor %}")
-    fitted = ThinkFormat.resolve("think", vocabulary(source, "<|im_start|>", eos="<|end_of_text|>"))
+    fitted = resolve_format("think", vocabulary(source, "<|im_start|>", eos="<|end_of_text|>"))
     assert fitted.turn_ends == ("<|end_of_text|>",)
 
 
 def test_white_space_tokens_are_no_header() -> None:
-    fitted = ThinkFormat.resolve("think", vocabulary(CHATML, "\n", "  "))
+    fitted = resolve_format("think", vocabulary(CHATML, "\n", "  "))
     assert fitted.header_text == "assistant"
 
 
 def test_spelling_follows_the_vocabulary() -> None:
-    fitted = ThinkFormat.resolve("hy3", vocabulary(None, "<think:opensource>", "</think:opensource>"))
+    fitted = resolve_format("hy3", vocabulary(None, "<think:opensource>", "</think:opensource>"))
     assert fitted.starts == ("<think:opensource>", "<think>")
     assert (fitted.open_text, fitted.close_text) == ("<think:opensource>", "</think:opensource>")
     assert fitted.off_text == "<think:opensource></think:opensource>"
@@ -340,11 +341,11 @@ def test_spelling_follows_the_vocabulary() -> None:
 
 def test_resolve() -> None:
     mine = ThinkFormat(**GOOD)
-    assert ThinkFormat.resolve(mine, object()) is mine
+    assert resolve_format(mine, object()) is mine
     with pytest.raises(FormatError, match="is no name"):
-        ThinkFormat.resolve(3, vocabulary())  # type: ignore[arg-type]
+        resolve_format(3, vocabulary())  # type: ignore[arg-type]
     with pytest.raises(FormatError, match="no chat template"):
-        ThinkFormat.resolve(None, vocabulary())
+        resolve_format(None, vocabulary())
 
 
 def test_page_is_up_to_date() -> None:

@@ -18,10 +18,11 @@ from thinkguard import (  # noqa: E402
     ThinkProgram,
     UnsupportedError,
     Vocabulary,
-    hf_scores,
 )
-from thinkguard import hf as adapter  # noqa: E402
 from thinkguard.hf import ThinkLogitsProcessor  # noqa: E402
+from thinkguard.hf import scores as hf_scores  # noqa: E402
+from thinkguard.hf.attached import AttachedProcessor  # noqa: E402
+from thinkguard.hf.history import History  # noqa: E402
 
 PIECES = [bytes([b]) for b in range(32, 127)] + [
     b"\n",
@@ -82,7 +83,7 @@ class Checked:
         self.steps = 0
         self.guard, self.limit = guard, limit
         self.prompts = [row.tolist() for row in prompts]
-        for cls in (adapter.ThinkLogitsProcessor, adapter.AttachedProcessor):
+        for cls in (ThinkLogitsProcessor, AttachedProcessor):
             monkeypatch.setattr(cls, "__call__", self.around(cls.__call__))
 
     def around(self, call):
@@ -324,7 +325,7 @@ def test_the_signature_is_at_hand():
     """`generate` asks for it at every step."""
     import inspect
 
-    for cls in (adapter.ThinkLogitsProcessor, adapter.AttachedProcessor):
+    for cls in (ThinkLogitsProcessor, AttachedProcessor):
         assert list(inspect.signature(cls.__call__).parameters) == ["self", "input_ids", "scores"]
 
 
@@ -398,8 +399,8 @@ def test_calls_in_threads_and_in_turn_do_not_disturb_each_other():
 
     guard = ThinkLogitsProcessor(TEXT, format=FORMAT, max_thinking_tokens=30)
     walked = []
-    walk = adapter._Rows._walk
-    adapter._Rows._walk = lambda rows, ids, length: walked.append(length) or walk(rows, ids, length)
+    walk = History._walk
+    History._walk = lambda rows, ids, length: walked.append(length) or walk(rows, ids, length)
     heads = [torch.cat([prompt(TEXT, f"{name}{i:03}") for i in range(100)]) for name in "ab"]
 
     def steps(batches):
@@ -419,14 +420,14 @@ def test_calls_in_threads_and_in_turn_do_not_disturb_each_other():
         assert set(walked) == {heads[0].shape[1]}
         assert len(walked) == 600
     finally:
-        adapter._Rows._walk = walk
+        History._walk = walk
 
 
 def test_ids_on_another_device_are_never_read_by_address():
     """A draft model may live elsewhere, and go on where the target's last call stopped."""
     model, ids = make_model(TEXT), prompt(TEXT)
     guard = ThinkLogitsProcessor(TEXT, format=FORMAT)
-    own = adapter.AttachedProcessor(guard, model.generation_config, ids.shape[1])
+    own = AttachedProcessor(guard.binding, model.generation_config, ids.shape[1])
     scores = torch.zeros(1, TEXT.num_tokens)
     token = int(own(ids, scores.clone()).argmax())
     longer = torch.cat([ids, torch.tensor([[token]])], 1)
@@ -438,7 +439,7 @@ def test_scores_that_prompt_lookup_shares_stay():
     guard = ThinkLogitsProcessor(TEXT, format=FORMAT)
     config = transformers.GenerationConfig(prompt_lookup_num_tokens=3)
     ids, scores = prompt(TEXT), torch.ones(1, TEXT.num_tokens)
-    own = adapter.AttachedProcessor(guard, config, ids.shape[1])
+    own = AttachedProcessor(guard.binding, config, ids.shape[1])
     assert not torch.equal(own(ids, scores), scores)
     assert torch.equal(scores, torch.ones(1, TEXT.num_tokens))
 
@@ -446,11 +447,11 @@ def test_scores_that_prompt_lookup_shares_stay():
 def test_eos_token_id_may_be_any_whole_number():
     end = TEXT.eos_ids[0]
     for eos in (end, np.int64(end), [end], np.array([end]), torch.tensor(end), torch.tensor([end])):
-        assert ThinkLogitsProcessor(TEXT, format=FORMAT, eos_token_id=eos).eos_token_ids == (end,)
+        assert ThinkLogitsProcessor(TEXT, format=FORMAT, eos_token_id=eos).binding.eos_token_ids == (end,)
 
 
 def test_continuous_batching_leaves_the_callers_config_and_sees_an_unguarded_manager():
-    from thinkguard.hf_continuous import with_per_request_processors
+    from thinkguard.hf.continuous import with_per_request_processors
 
     class Model:
         _cached_continuous_batching_manager = None

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from thinkguard import ThinkPolicy, ThinkProgram, Vocabulary
-from thinkguard._core import DTYPES, Row, RowBatch
-from thinkguard._slots import ACTION_FIELDS, Slots
+from thinkguard.core._core import DTYPES, Row, RowBatch
+from thinkguard.core._slots import ACTION_FIELDS, Slots
 
 SCHEDULES = {"quick": 10, "default": 60, "thorough": 2000}[os.environ.get("THINKGUARD_TEST_PROFILE", "default")]
 ADDED = {"<eos>": 256, "<think>": 257, "</think>": 258}

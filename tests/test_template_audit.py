@@ -17,15 +17,16 @@ from typing import Any, NamedTuple
 import pytest
 from test_formats import BYTES, vocabulary
 
-from thinkguard.doctor.template.checks import template_checks
-from thinkguard.doctor.template.fix import fix_template
+from thinkguard.doctor.template.fix_template import fix_template
 from thinkguard.doctor.template.probes import question
 from thinkguard.doctor.template.readings import Readings, kept, read_template
 from thinkguard.doctor.template.sandbox import Renderer
+from thinkguard.doctor.template.template_checks import template_checks
 from thinkguard.errors import FormatError, UnsupportedError
 from thinkguard.formats import ThinkFormat
-from thinkguard.template import render
-from thinkguard.vocab import Vocabulary
+from thinkguard.formats.renders import render
+from thinkguard.formats.resolve import detect_format
+from thinkguard.vocabulary import Vocabulary
 
 pytest.importorskip("jinja2", reason="templates are rendered with jinja2")
 
@@ -188,7 +189,7 @@ def readings_of(renderer: Renderer, load: Callable[[str], Template]) -> Callable
     def read(name: str) -> Readings:
         source, family = load(name).source, None
         if FAMILIES[name] is not None:
-            family = ThinkFormat.from_tokenizer(spoken(source), renders=renderer.renders(source))
+            family = detect_format(spoken(source), renders=renderer.renders(source))
             assert family.name == FAMILIES[name]
         start = time.monotonic()
         readings = read_template(renderer, source, family)
@@ -252,9 +253,9 @@ def test_family_of_a_template(name: str, load: Callable[[str], Template]) -> Non
         assert audit["native"] is None
         plain = Vocabulary.from_parts(BYTES, added={t: i for t, i in vocab.added.items() if "think" not in t})
         with pytest.raises(FormatError, match="no reasoning markers found"):
-            ThinkFormat.from_tokenizer(plain, chat_template=source)
+            detect_format(plain, chat_template=source)
         return
-    found = ThinkFormat.from_tokenizer(vocab)
+    found = detect_format(vocab)
     assert found.name == FAMILIES[name]
     agrees = audit["native"] == [found.starts[0], found.ends[0]]
     assert agrees != (name in AUDIT_SAYS_OTHERWISE), AUDIT_SAYS_OTHERWISE.get(name)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from thinkguard.errors import PolicyError, ThinkGuardError
 from thinkguard.policy import MAX_MESSAGE_BYTES, MOST, POLICY_FIELDS, shown
-from thinkguard.vllm_admission import admit, server_default
+from thinkguard.requests.admission import admit, server_default
 
 pytest.importorskip("vllm", reason="vLLM's own SamplingParams and protocol are used, and it is not installed")
 

@@ -48,7 +48,8 @@ def served(request, tokenizer_dirs, tmp_path_factory):
 def hostile_job(bench, rng):
     """A request with any policy, behind a prompt that opens, closes, answers, or only mentions the markers."""
     tail, phase = rng.choice([("", 0)] * 3 + tails(bench))
-    user = rng.choice(TYPED) + rng.choice(["", "\nTell me more, please." * rng.randrange(1, 20)])
+    typed, more = rng.choice(TYPED), "\nTell me more, please." * rng.randrange(1, 20)
+    user = rng.choice([typed, typed + more, more + typed])  # the last kind shares its beginning: the prefix cache is hit
     given = {"opening": "allow" if phase == ANSWERING else "force", "markers_in_answer": "ban", "max_answer_tokens": None}
     policy = draw_policy(rng, **(given if tail else {}))
     prompt = tuple(prompt_ids(bench, user, tail=tail))

@@ -17,16 +17,17 @@ from hypothesis import strategies as st
 from thinkguard import ThinkPolicy, ThinkProgram
 from thinkguard.errors import FormatError, PolicyError, UnsupportedError
 from thinkguard.policy import CHOICES, COUNTS, POLICY_DEFAULTS, POLICY_FIELDS, contradictions
-from thinkguard.vllm_admission import admit
+from thinkguard.requests.admission import admit
 
 pytest.importorskip("vllm", reason="vLLM's own SamplingParams, tokenizers and grammars are used, and it is not installed")
 
 from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
-from thinkguard import vllm as adapter
-from thinkguard.vllm_grammar import num_free_tokens, why_no_grammar
-from thinkguard.vllm_requests import Guard, Requests
+from thinkguard.requests.merge import merged
+from thinkguard.vllm import processor as adapter
+from thinkguard.vllm.engine_requests import Guard, Requests
+from thinkguard.vllm.grammar import num_free_tokens, why_no_grammar
 
 ABSENT = object()
 MODEL = '{"model_type": "gpt2"}'
@@ -62,7 +63,7 @@ def tiny(tmp_path_factory):
     """A folder with a byte-level tokenizer of 261 tokens and Qwen3's way of writing turns."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    from thinkguard._readers import BYTE_ALPHABET
+    from thinkguard.vocabulary.readers import BYTE_ALPHABET
 
     words = {BYTE_ALPHABET[byte]: byte for byte in range(256)}
     tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
@@ -395,10 +396,10 @@ def test_whatever_is_admitted_runs_against_any_default(serve, default, asked, se
         one.update_from_generation_config({}, IM_END)
         guard = requests._guard_of(one)  # without the net that `guard_of` hangs under it
         assert guard is None or isinstance(guard, Guard)
-        merged = requests._merged(asked)
+        policy, _ = merged(asked, requests._default)
         if not next(contradictions({**POLICY_DEFAULTS, **asked}), None):
-            assert {name: getattr(merged, name) for name in asked} == asked
-        values = {name: getattr(merged, name) for name in POLICY_FIELDS}
+            assert {name: getattr(policy, name) for name in asked} == asked
+        values = {name: getattr(policy, name) for name in POLICY_FIELDS}
         for name, value in {**requests._default, **asked}.items():
             if values[name] != value:
                 assert next(contradictions({**values, name: value}), None), f"{name} yielded without need"
@@ -547,8 +548,8 @@ class Host:
 
 @pytest.fixture
 def hosts(monkeypatch):
-    for name, kind in (("vllm_v1", "V1Rows"), ("vllm_v2", "V2Slots")):
-        module = types.ModuleType(f"thinkguard.{name}")
+    for name, kind in (("v1", "V1Rows"), ("v2", "V2Slots")):
+        module = types.ModuleType(f"thinkguard.vllm.{name}")
         setattr(module, kind, type(kind, (Host,), {}))
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
@@ -596,7 +597,7 @@ def test_the_frontend_imports_nothing_that_only_a_worker_needs():
     code = (
         "import sys, vllm.sampling_params\nbefore = set(sys.modules)\nimport thinkguard.vllm\n"
         "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
-        "heavy = {'thinkguard.' + name for name in ('device', 'vllm_v1', 'vllm_v2', '_slots', 'hf')} & set(sys.modules)\n"
+        "heavy = {'thinkguard.' + name for name in ('device', 'vllm.v1', 'vllm.v2', 'core._slots', 'hf')} & set(sys.modules)\n"
         "print(sorted(heavy), sorted(new & {'triton', 'torch', 'transformers', 'xgrammar'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -24,8 +24,8 @@ from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
 from thinkguard import ThinkPolicy, ThinkProgram, Vocabulary
 from thinkguard.errors import ThinkGuardError
-from thinkguard.vllm_requests import Guard
-from thinkguard.vllm_v1 import V1Rows
+from thinkguard.vllm.engine_requests import Guard
+from thinkguard.vllm.v1 import V1Rows
 
 SCHEDULES = {"quick": 4, "default": 40, "thorough": 1000}[os.environ.get("THINKGUARD_TEST_PROFILE", "default")]
 CPU, OTHER = torch.device("cpu"), torch.device("mps")  # the other: any on which the CPU's code cannot reach the logits

@@ -9,8 +9,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="V2's slots live on a device")
 
 from thinkguard import ThinkPolicy, ThinkProgram, Vocabulary  # noqa: E402
-from thinkguard import _device_kernel as kernel  # noqa: E402
-from thinkguard.vllm_v2 import V2Slots  # noqa: E402
+from thinkguard.device import kernel as kernel  # noqa: E402
+from thinkguard.vllm.v2 import V2Slots  # noqa: E402
 
 ADDED = {"<|im_start|>": 256, "<|im_end|>": 257, "<think>": 258, "</think>": 259}
 PROMPT = [256, *b"assistant\n"]

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from thinkguard.errors import InputError, ThinkGuardError, TokenizerError, TokenizerTypeError
-from thinkguard.vocab import TokenFlag, Vocabulary
+from thinkguard.vocabulary import TokenFlag, Vocabulary
 
 tokenizers = pytest.importorskip("tokenizers", reason="reading a tokenizer.json needs tokenizers")
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers  # noqa: E402

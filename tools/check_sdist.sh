@@ -21,7 +21,7 @@ assert not {"torch", "transformers", "triton", "vllm", "jinja2"} & set(sys.modul
 vocabulary = thinkguard.Vocabulary.from_parts([bytes([b]) for b in range(256)], added={"<eos>": 256}, eos_ids=[256])
 row = thinkguard.ThinkProgram("think", vocabulary).start([], thinkguard.ThinkPolicy(max_thinking_tokens=3))
 assert row.decide().token == ord("<")
-import thinkguard._slots
+import thinkguard.core._slots
 print(f"sdist: builds, installs and runs alone; import thinkguard took {took * 1000:.0f} ms")
 PY
 "$work/venv/bin/thinkguard" formats think

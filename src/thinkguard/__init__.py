@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from thinkguard.core.program import ThinkProgram as ThinkProgram
+    from thinkguard.core.trace import ThinkTrace as ThinkTrace
     from thinkguard.errors import FormatError as FormatError
     from thinkguard.errors import InputError as InputError
     from thinkguard.errors import PolicyError as PolicyError
@@ -19,11 +21,11 @@ if TYPE_CHECKING:
     from thinkguard.errors import UnsupportedError as UnsupportedError
     from thinkguard.formats import ChannelGrammar as ChannelGrammar
     from thinkguard.formats import ThinkFormat as ThinkFormat
+    from thinkguard.formats.resolve import detect_format as detect_format
+    from thinkguard.formats.resolve import resolve_format as resolve_format
     from thinkguard.policy import ThinkPolicy as ThinkPolicy
-    from thinkguard.program import ThinkProgram as ThinkProgram
-    from thinkguard.trace import ThinkTrace as ThinkTrace
-    from thinkguard.vocab import TokenFlag as TokenFlag
-    from thinkguard.vocab import Vocabulary as Vocabulary
+    from thinkguard.vocabulary import TokenFlag as TokenFlag
+    from thinkguard.vocabulary import Vocabulary as Vocabulary
 
 __version__ = "0.1.0"
 
@@ -32,11 +34,12 @@ _HOMES = {
         *("FormatError", "InputError", "PolicyError", "ThinkGuardError", "TokenizerError", "TokenizerTypeError"),
         "UnsupportedError",
     ),
-    "formats": ("ChannelGrammar", "ThinkFormat"),
     "policy": ("ThinkPolicy",),
-    "program": ("ThinkProgram",),
-    "trace": ("ThinkTrace",),
-    "vocab": ("TokenFlag", "Vocabulary"),
+    "vocabulary": ("TokenFlag", "Vocabulary"),
+    "formats": ("ChannelGrammar", "ThinkFormat"),
+    "formats.resolve": ("detect_format", "resolve_format"),
+    "core.program": ("ThinkProgram",),
+    "core.trace": ("ThinkTrace",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *_HOME_OF]

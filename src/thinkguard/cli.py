@@ -18,8 +18,8 @@ from thinkguard.errors import InputError
 from thinkguard.formats import describe
 
 if TYPE_CHECKING:  # each process of an audit imports this file again, and needs no numpy
-    from thinkguard.program import ThinkProgram
-    from thinkguard.trace import ThinkTrace
+    from thinkguard.core.program import ThinkProgram
+    from thinkguard.core.trace import ThinkTrace
 
 FINE, TO_FIX, COULD_NOT_RUN = 0, 1, 2
 _PROMPT_IDS, _PROMPT = ("prompt_ids", "prompt_token_ids"), ("prompt",)
@@ -155,7 +155,7 @@ def _policy_of(text: str | None) -> ThinkPolicy:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from thinkguard.program import ThinkProgram
+    from thinkguard.core.program import ThinkProgram
 
     policy = _policy_of(options.policy)
     program = ThinkProgram(options.format, options.tokenizer)

@@ -63,8 +63,8 @@ class ThinkPolicy:
         values = {name: getattr(self, name) for name in POLICY_FIELDS}
         for name, value in values.items():
             check_value(name, value)
-        for _, told in contradictions(values):
-            raise PolicyError(told)
+        for _, message in contradictions(values):
+            raise PolicyError(message)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> ThinkPolicy:
@@ -125,63 +125,63 @@ def _check_message(name: str, value: object) -> None:
 def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], str]]:
     """Yield (the two fields, what is wrong and the remedy) wherever possible values do not go together.
 
-    values: all fields. Of the two fields the first is the one that means nothing, or less, without the other.
+    values: all fields. Of the two fields the first depends on the second.
     """
     most, least = values["max_thinking_tokens"], values["min_thinking_tokens"]
     grace, soft, bias = values["grace_tokens"], values["soft_thinking_tokens"], values["close_bias"]
-    message, extensions = values["extend_message"], values["max_extensions"]
+    extend, extensions = values["extend_message"], values["max_extensions"]
     if most is not None and least > most:
-        told = f"min_thinking_tokens={least} exceeds max_thinking_tokens={most}: lower it to {most} or less"
-        yield ("min_thinking_tokens", "max_thinking_tokens"), told
+        message = f"min_thinking_tokens={least} exceeds max_thinking_tokens={most}: lower it to {most} or less"
+        yield ("min_thinking_tokens", "max_thinking_tokens"), message
     if grace and most is None:
-        told = f"grace_tokens={grace} needs a cap to precede: set max_thinking_tokens"
-        yield ("grace_tokens", "max_thinking_tokens"), told
+        message = f"grace_tokens={grace} needs a cap to precede: set max_thinking_tokens"
+        yield ("grace_tokens", "max_thinking_tokens"), message
     if most is not None and grace > most:
-        told = f"grace_tokens={grace} exceeds max_thinking_tokens={most}: lower it to {most} or less"
-        yield ("grace_tokens", "max_thinking_tokens"), told
+        message = f"grace_tokens={grace} exceeds max_thinking_tokens={most}: lower it to {most} or less"
+        yield ("grace_tokens", "max_thinking_tokens"), message
     if (soft is None) != (bias == 0):
-        told = f"soft_thinking_tokens={soft} with close_bias={bias}: set both or neither"
-        yield ("close_bias", "soft_thinking_tokens"), told
+        message = f"soft_thinking_tokens={soft} with close_bias={bias}: set both or neither"
+        yield ("close_bias", "soft_thinking_tokens"), message
     if soft is not None and (most is None or soft >= most):
-        told = f"soft_thinking_tokens={soft} must lie below max_thinking_tokens={most}: the bias is whole at the cap"
-        yield ("soft_thinking_tokens", "max_thinking_tokens"), told
+        message = f"soft_thinking_tokens={soft} must lie below max_thinking_tokens={most}: the bias is whole at the cap"
+        yield ("soft_thinking_tokens", "max_thinking_tokens"), message
     if soft is not None and soft < least:
-        told = (
+        message = (
             f"soft_thinking_tokens={soft} lies below min_thinking_tokens={least}, where the end is banned: "
             f"raise it to {least}"
         )
-        yield ("soft_thinking_tokens", "min_thinking_tokens"), told
-    if (message is None) != (extensions == 0):
-        told = f"extend_message={shown(message)} with max_extensions={extensions}: set both or neither"
-        yield ("extend_message", "max_extensions"), told
+        yield ("soft_thinking_tokens", "min_thinking_tokens"), message
+    if (extend is None) != (extensions == 0):
+        message = f"extend_message={shown(extend)} with max_extensions={extensions}: set both or neither"
+        yield ("extend_message", "max_extensions"), message
     if extensions and not least:
-        told = (
+        message = (
             f"max_extensions={extensions} never applies with min_thinking_tokens=0: set min_thinking_tokens to how long the "
             "thinking should be before it may end"
         )
-        yield ("max_extensions", "min_thinking_tokens"), told
+        yield ("max_extensions", "min_thinking_tokens"), message
     if values["opening"] == "forbid" and least:
-        told = f"opening='forbid' with min_thinking_tokens={least}: thinking that is forbidden has no minimum"
-        yield ("min_thinking_tokens", "opening"), told
+        message = f"opening='forbid' with min_thinking_tokens={least}: thinking that is forbidden has no minimum"
+        yield ("min_thinking_tokens", "opening"), message
     yield from _block_contradictions(values)
     answer = values["max_answer_tokens"]
     for name in ("min_answer_tokens", "reserve_answer_tokens"):
         if answer is not None and values[name] > answer:
-            told = f"{name}={values[name]} exceeds max_answer_tokens={answer}: lower it to {answer} or less"
-            yield (name, "max_answer_tokens"), told
+            message = f"{name}={values[name]} exceeds max_answer_tokens={answer}: lower it to {answer} or less"
+            yield (name, "max_answer_tokens"), message
 
 
 def _block_contradictions(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], str]]:
     blocks = values["max_think_blocks"]
     if values["opening"] == "forbid" and blocks > 1:
-        told = f"opening='forbid' with max_think_blocks={blocks}: no block is allowed at all; leave it at 1"
-        yield ("max_think_blocks", "opening"), told
+        message = f"opening='forbid' with max_think_blocks={blocks}: no block is allowed at all; leave it at 1"
+        yield ("max_think_blocks", "opening"), message
     if values["markers_in_answer"] == "allow" and blocks > 1:
-        told = (
+        message = (
             f"markers_in_answer='allow' with max_think_blocks={blocks}: a quoted marker cannot be told from a new block; "
             "choose one of the two"
         )
-        yield ("max_think_blocks", "markers_in_answer"), told
+        yield ("max_think_blocks", "markers_in_answer"), message
 
 
 def shown(value: object) -> str:

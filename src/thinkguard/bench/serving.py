@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from thinkguard.bench.timing import in_pairs
+from thinkguard.core.program import ThinkProgram
 from thinkguard.demo.run import MODELS
 from thinkguard.policy import ThinkPolicy
-from thinkguard.program import ThinkProgram
 
 NEW_TOKENS: Final = 48
 BUDGET: Final = 24

@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+from thinkguard.core.program import ThinkProgram
 from thinkguard.errors import InputError
-from thinkguard.program import ThinkProgram
 
 START, END = "<think>", "</think>"
 CONTROLS: Final = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")

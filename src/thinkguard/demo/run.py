@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from thinkguard.core.trace import ThinkTrace
 from thinkguard.demo.arithmetic import Question, is_right, questions
 from thinkguard.policy import ThinkPolicy
-from thinkguard.trace import ThinkTrace
 
 MODELS = Path(__file__).with_name("models")
 MAX_NEW_TOKENS = 256

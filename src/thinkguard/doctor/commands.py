@@ -168,7 +168,7 @@ def _tell(report: Report, options: argparse.Namespace, summary: Summary | None =
 
 
 def _audit(options: argparse.Namespace) -> int:
-    from thinkguard.doctor.audit.checks import data_checks, data_facts, data_plots
+    from thinkguard.doctor.audit.data_checks import data_checks, data_facts, data_plots
     from thinkguard.doctor.audit.mend import mend, refuse
     from thinkguard.doctor.audit.run import audit
     from thinkguard.doctor.audit.summary import Summary

@@ -9,22 +9,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from thinkguard.doctor.audit.checks import data_checks, data_facts, data_plots
+from thinkguard.doctor.audit.data_checks import data_checks, data_facts, data_plots
 from thinkguard.doctor.audit.plan import AuditOptions
 from thinkguard.doctor.audit.run import audit
 from thinkguard.doctor.check import Check, Plot, Report
 from thinkguard.doctor.files.sources import files_of, raw_records
-from thinkguard.doctor.mask.checks import mask_checks
+from thinkguard.doctor.mask.mask_checks import mask_checks
 from thinkguard.doctor.records.dataset_info import columns_of
 from thinkguard.doctor.records.record import Record
 from thinkguard.doctor.records.shapes import reader_of
 from thinkguard.doctor.records.trainers import trainer_of
-from thinkguard.doctor.template.checks import differs_checks, template_checks
 from thinkguard.doctor.template.readings import Readings, read_template
 from thinkguard.doctor.template.sandbox import Renderer
+from thinkguard.doctor.template.template_checks import differs_checks, template_checks
 from thinkguard.doctor.tokenizer.checkpoint import Checkpoint, load_checkpoint
-from thinkguard.doctor.tokenizer.checks import tokenizer_checks
 from thinkguard.doctor.tokenizer.compared import against_checks
+from thinkguard.doctor.tokenizer.tokenizer_checks import tokenizer_checks
 from thinkguard.doctor.tokenizer.weights import weight_checks
 from thinkguard.errors import InputError
 
@@ -125,7 +125,7 @@ def mend_template(
     path: Path, out: Path, *, template: Path | None = None, format: str | None = None, renderer: Renderer | None = None
 ) -> list[str]:
     """Write a chat template that keeps the reasoning of training texts; returns what was done, in words."""
-    from thinkguard.doctor.template.fix import fix_template
+    from thinkguard.doctor.template.fix_template import fix_template
 
     with _given(renderer) as renderer:
         checkpoint, _ = load_checkpoint(path, template=template, format=format, renderer=renderer)
@@ -138,7 +138,7 @@ def mend_template(
 
 def mend_tokenizer(path: Path, out_dir: Path, *, format: str | None = None, renderer: Renderer | None = None) -> list[str]:
     """Write a copy of the tokenizer with its markers added, not special; returns what was done, in words."""
-    from thinkguard.doctor.tokenizer.fix import fix_tokenizer
+    from thinkguard.doctor.tokenizer.fix_tokenizer import fix_tokenizer
 
     with _given(renderer) as renderer:
         checkpoint, _ = load_checkpoint(path, format=format, renderer=renderer)

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from thinkguard.program import ThinkProgram
+from thinkguard.core.program import ThinkProgram
 from thinkguard.training.labels import LabelReading
 from thinkguard.training.model import MarkerReading
 from thinkguard.training.places import Marker, Turns
 from thinkguard.training.samples import CLASSES, Sample, SampleClass
-from thinkguard.vocab import TokenFlag
+from thinkguard.vocabulary import TokenFlag
 
 _SOME: Final = 0.02  # share of the rows from which on something is told of
 _MANY: Final = 0.5  # share of the samples

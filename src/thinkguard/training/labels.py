@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from thinkguard.program import ThinkProgram
+from thinkguard.core.program import ThinkProgram
 from thinkguard.training.places import IGNORED, Row, Turns, places, stretches
 
 _PADDED: Final = ("input_ids", "labels", "position_ids", "attention_mask")

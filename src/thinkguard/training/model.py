@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from thinkguard.program import ThinkProgram
+from thinkguard.core.program import ThinkProgram
 from thinkguard.training.places import IGNORED, MARKERS, Marker, Place, Row, Turns, places, stretches
 
 _ANSWER_TOKENS: Final = 64  # of a row that are read

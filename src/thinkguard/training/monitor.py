@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from thinkguard.core.program import ThinkProgram
 from thinkguard.errors import InputError
 from thinkguard.formats import ThinkFormat
-from thinkguard.program import ThinkProgram
 from thinkguard.training import model as read
 from thinkguard.training.findings import Finding, TagReading, label_findings, reading_findings
 from thinkguard.training.labels import LabelReading, read_labels, rows_of

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from thinkguard.compile import Info, Kind
-from thinkguard.program import PHASE_NAMES, ThinkProgram, as_token_ids
-from thinkguard.template import ANSWER, REASONING
-from thinkguard.vocab import Vocabulary
+from thinkguard.core.compile import Info, Kind
+from thinkguard.core.program import PHASE_NAMES, ThinkProgram, as_token_ids
+from thinkguard.formats.renders import ANSWER, REASONING
+from thinkguard.vocabulary import Vocabulary
 
 IGNORED: Final = -100  # the label of a token that is read, but not learnt
 _WORDS: Final = ("alpha", "3")  # two users' words; what their prompts end with alike is the template's

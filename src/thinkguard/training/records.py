@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from thinkguard.core.program import ThinkProgram, as_token_ids
 from thinkguard.errors import InputError
-from thinkguard.program import ThinkProgram, as_token_ids
 from thinkguard.training.places import IGNORED, Row, Turns, encode, render, stretches
 
 _FIELDS: Final = ("reasoning_content", "reasoning", "thinking")

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from thinkguard._core import Row
-from thinkguard.compile import Kind
-from thinkguard.doctor.marks import found_in
+from thinkguard.core._core import Row
+from thinkguard.core.compile import Kind
+from thinkguard.core.program import PHASE_NAMES, ThinkProgram
+from thinkguard.core.trace import explain
+from thinkguard.formats.marks import found_in
 from thinkguard.policy import ThinkPolicy
-from thinkguard.program import PHASE_NAMES, ThinkProgram
-from thinkguard.trace import explain
 
 SampleClass = Literal["valid", "empty", "truncated", "missing", "doubled", "leaked"]
 CLASSES: Final[tuple[SampleClass, ...]] = ("valid", "empty", "truncated", "missing", "doubled", "leaked")
@@ -57,7 +57,7 @@ def _class(program: ThinkProgram, prompt_ids: Sequence[int], output: Sequence[in
     row = program.start(prompt_ids, _FREE)
     by_prompt = row.closed_by != 0 and PHASE_NAMES[row.phase] == "answering"
     seen = _walk(program, row.copy(), output)
-    trace = explain(program, row, prompt_ids, output)
+    trace = explain(row, output, program.vocabulary, program.format)
     format = program.format
     if seen.starts > 1:
         return "doubled", f"a second {format.starts[0]!r}", False

@@ -10,9 +10,9 @@ import torch
 
 import thinkguard
 from thinkguard import ThinkPolicy, ThinkProgram
-from thinkguard._core import Row, RowBatch
 from thinkguard.bench.alternatives.alternative import started
 from thinkguard.bench.setting import Request, Setting
+from thinkguard.core._core import Row, RowBatch
 
 
 class Guard:

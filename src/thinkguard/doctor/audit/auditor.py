@@ -14,7 +14,7 @@ from thinkguard.doctor.judges import tags
 from thinkguard.doctor.records.record import OUTPUT_IN, Hit, Record
 
 if TYPE_CHECKING:
-    from thinkguard.vocab import Vocabulary
+    from thinkguard.vocabulary import Vocabulary
 
 _BATCH: Final = 256  # records whose tokens are counted at once, and after which progress is told
 
@@ -74,7 +74,7 @@ class Auditor:
 
     def _spelled(self) -> Vocabulary | None:
         if self._vocabulary is None and self._plan.tokenizer is not None:
-            from thinkguard.vocab import Vocabulary
+            from thinkguard.vocabulary import Vocabulary
 
             self._vocabulary = Vocabulary.from_tokenizer(self._plan.tokenizer)
         return self._vocabulary

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from thinkguard.doctor.audit.auditor import Auditor
-from thinkguard.doctor.audit.checks import lenient
+from thinkguard.doctor.audit.data_checks import lenient
 from thinkguard.doctor.audit.mend_record import Repair, repair
 from thinkguard.doctor.audit.plan import Plan, plan_of
 from thinkguard.doctor.files.sources import Raw, files_of, raw_records

@@ -13,13 +13,13 @@ from typing import Any, Final, Literal
 from thinkguard.doctor.audit.lengths import Limit, limit_of
 from thinkguard.doctor.files.sources import files_of, raw_records
 from thinkguard.doctor.judges.marker_forms import Markers
-from thinkguard.doctor.marks import marks_in
 from thinkguard.doctor.records.dataset_info import columns_of, missing_files
 from thinkguard.doctor.records.record import Record
 from thinkguard.doctor.records.shapes import RecordReader, reader_of
 from thinkguard.doctor.records.trainers import trainer_of
 from thinkguard.errors import InputError
 from thinkguard.formats import ThinkFormat
+from thinkguard.formats.marks import marks_in
 
 _SAMPLE: Final = 64  # records by which a file's shape, and the markers if none are given, are recognised
 _SPLIT_BYTES: Final = 8 << 20  # a larger file is read by several processes

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-from thinkguard.doctor.marks import telling
 from thinkguard.doctor.records.trainers import trainer_of
 from thinkguard.formats import ThinkFormat
+from thinkguard.formats.marks import telling
 
 BLANK: Final = " \t\n\r\f\v"
 _ZERO_WIDTH: Final = "\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff"

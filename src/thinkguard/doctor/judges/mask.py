@@ -17,9 +17,9 @@ from thinkguard.doctor.check import LOST
 from thinkguard.doctor.judges.packing import packed_hit
 from thinkguard.doctor.judges.tags import Markers
 from thinkguard.doctor.records.record import Hit, Record
-from thinkguard.fit import any_of
 from thinkguard.formats import DEFAULT_INNER, ThinkFormat
-from thinkguard.vocab import TokenFlag, Vocabulary
+from thinkguard.formats.fit import any_of
+from thinkguard.vocabulary import TokenFlag, Vocabulary
 
 IGNORED: Final = -100
 _SHOWN: Final = 60  # bytes on either side of a spot

@@ -10,7 +10,7 @@ from typing import Any, Final
 from thinkguard.doctor.judges.structure import exact_events, show
 from thinkguard.doctor.judges.tags import Markers
 from thinkguard.doctor.records.record import Hit, Record, Turn
-from thinkguard.vocab import Vocabulary
+from thinkguard.vocabulary import Vocabulary
 
 _REASONING: Final = ("reasoning_content", "reasoning", "thinking")
 _API: Final = ("reasoning", "reasoning_content")

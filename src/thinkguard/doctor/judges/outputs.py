@@ -13,9 +13,9 @@ from thinkguard.doctor.check import LOST
 from thinkguard.doctor.judges.output_fields import Fields, extracted_hit, field_hit, fields_of, spelled
 from thinkguard.doctor.judges.structure import Reading, exact_events, read_turn, show
 from thinkguard.doctor.judges.tags import Markers
-from thinkguard.doctor.marks import telling
 from thinkguard.doctor.records.record import Hit, Record, Turn
-from thinkguard.vocab import TokenFlag, Vocabulary
+from thinkguard.formats.marks import telling
+from thinkguard.vocabulary import TokenFlag, Vocabulary
 
 _ANY: Final = re.compile("|".join(map(re.escape, sorted(telling(), key=len, reverse=True))))
 _CALL: Final = re.compile(  # followed by what makes it a call, not a word about calls

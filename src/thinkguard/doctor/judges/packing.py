@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thinkguard.doctor.records.record import Hit
-from thinkguard.vocab import Vocabulary
+from thinkguard.vocabulary import Vocabulary
 
 _BOUNDS: Final = ("seq_lengths", "cu_seqlens", "cu_seq_lens", "sequence_ids", "sequence_id", "document_ids", "length")
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from thinkguard.doctor.check import Check
-from thinkguard.doctor.marks import Marks
 from thinkguard.doctor.serving.client import RefusedError, ServerError
 from thinkguard.doctor.serving.reply import Reply, Thought
+from thinkguard.formats.marks import Marks
 
 FLAG: Final = "vllm serve MODEL --logits-processors thinkguard.vllm:ThinkLogitsProcessor"
 

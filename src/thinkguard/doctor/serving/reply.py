@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from thinkguard.doctor.marks import Marks
 from thinkguard.doctor.serving.client import ServerError
+from thinkguard.formats.marks import Marks
 
 _FIELDS: Final = ("reasoning", "reasoning_content")  # vLLM since 0.16 and the older name, which others keep
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from thinkguard.doctor.check import Check, Report
-from thinkguard.doctor.marks import Marks, marks_in
 from thinkguard.doctor.serving.asked import Asked
 from thinkguard.doctor.serving.client import Client, RefusedError, ServerError, SlowError, base_urls
 from thinkguard.doctor.serving.limits import limit_checks
@@ -22,6 +21,7 @@ from thinkguard.doctor.serving.reply import Reply, Thought, streamed, thought_of
 from thinkguard.doctor.serving.unusual import quoting, unusual_checks, wanting_json
 from thinkguard.doctor.serving.verdict import thinking_checks
 from thinkguard.errors import InputError
+from thinkguard.formats.marks import Marks, marks_in
 
 QUESTION: Final = "What is 123 + 456?"
 MISSPELT: Final = "max_thinkin_tokens"

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from thinkguard.doctor.check import Check, Status
-from thinkguard.doctor.marks import Marks, found_in
 from thinkguard.doctor.serving.asked import Asked, quoted, skipped
 from thinkguard.doctor.serving.client import RefusedError, ServerError
 from thinkguard.doctor.serving.reply import Reply, Thought, skeleton
+from thinkguard.formats.marks import Marks, found_in
 
 SCHEMA: Final[dict[str, Any]] = {
     "type": "object",

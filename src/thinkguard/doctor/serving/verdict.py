@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from thinkguard.doctor.check import Check
-from thinkguard.doctor.marks import Marks, found_in, telling
 from thinkguard.doctor.serving.asked import FLAG, Asked, quoted, skipped
 from thinkguard.doctor.serving.client import ServerError
 from thinkguard.doctor.serving.reply import Reply, skeleton, squeezed, thought_of
+from thinkguard.formats.marks import Marks, found_in, telling
 
 _PARSERS: Final = {
     "<think>": "deepseek_r1 (qwen3 for Qwen's hybrids)",

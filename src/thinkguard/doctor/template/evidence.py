@@ -7,7 +7,7 @@ import re
 from thinkguard.doctor.check import LOST
 from thinkguard.doctor.template.probes import CALLED, CUT, RESULT, TAIL, answer, question, thought
 from thinkguard.doctor.template.readings import Readings
-from thinkguard.fit import any_of
+from thinkguard.formats.fit import any_of
 
 _WIDTH = 200
 _WORDS = {

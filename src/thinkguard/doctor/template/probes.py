@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from thinkguard.doctor.template.sandbox import Job
 from thinkguard.formats import ThinkFormat
-from thinkguard.template import SWITCHES
+from thinkguard.formats.renders import SWITCHES
 
 FIELDS: Final = ("reasoning_content", "reasoning", "thinking")
 """Message fields that reasoning is handed over in, beside the content."""

@@ -22,9 +22,9 @@ from thinkguard.doctor.template.probes import (
     thought,
 )
 from thinkguard.doctor.template.sandbox import Rendered, Renderer
-from thinkguard.fit import any_of
 from thinkguard.formats import ThinkFormat
-from thinkguard.template import SWITCHES
+from thinkguard.formats.fit import any_of
+from thinkguard.formats.renders import SWITCHES
 
 PromptState = Literal["open", "closed", "none"]
 DEFAULT: Final = "by default"

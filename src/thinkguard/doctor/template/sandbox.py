@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from thinkguard.template import USER, Renders
+from thinkguard.formats.renders import USER, Renders
 
 _RUN: Final = "import sys; sys.path[:] = sys.argv[1:]; from thinkguard.doctor.template.sandbox_child import main; main()"
 _MAX_DEATHS: Final = 3
@@ -113,7 +113,7 @@ class Renderer:
         return done + [Rendered(None, error or "not rendered")] * (len(jobs) - len(done))
 
     def renders(self, source: str, bos: str = "", eos: str = "") -> Renders:
-        """What `thinkguard.template.render` gives, made in the child."""
+        """What `thinkguard.formats.renders.render` gives, made in the child."""
         tokens = {"bos_token": bos, "eos_token": eos}
         (asked,) = self.render(source, [Job([{"role": "user", "content": USER}], True, tokens)])
         if asked.error.startswith("took"):

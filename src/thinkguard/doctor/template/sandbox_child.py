@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
-from thinkguard.template import compile_template, failure, generate, render
+from thinkguard.formats.renders import compile_template, failure, generate, render
 
 MAX_BYTES: Final = 1 << 30
 MAX_CHARS: Final = 4 << 20

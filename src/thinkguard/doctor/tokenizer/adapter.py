@@ -11,7 +11,7 @@ from thinkguard.doctor.tokenizer.checkpoint import Checkpoint
 from thinkguard.doctor.tokenizer.markers import markers_of
 from thinkguard.doctor.tokenizer.tensor_rows import Matrix, matrices
 from thinkguard.errors import InputError, TokenizerError
-from thinkguard.vocab import Vocabulary
+from thinkguard.vocabulary import Vocabulary
 
 _FILE: Final = "adapter_model.safetensors"
 _LAYERS: Final = ("embed_tokens", "lm_head", "wte", "word_embeddings", "tok_embeddings", "embed_in", "embed_out", "output")

@@ -13,10 +13,11 @@ from thinkguard.doctor.check import Check
 from thinkguard.doctor.template.probes import probes
 from thinkguard.doctor.tokenizer.files import TOKENIZER_FILES, Folder, read_folder, read_text
 from thinkguard.errors import FormatError, InputError, TokenizerError
-from thinkguard.fit import bos_and_eos, fit
 from thinkguard.formats import ThinkFormat
-from thinkguard.template import Renders
-from thinkguard.vocab import Vocabulary
+from thinkguard.formats.fit import bos_and_eos, fit
+from thinkguard.formats.renders import Renders
+from thinkguard.formats.resolve import detect_format
+from thinkguard.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from thinkguard.doctor.template.sandbox import Renderer
@@ -181,7 +182,7 @@ def _format(
     if family is not None:
         return fit(family, vocabulary, renders=given), False, ""
     try:
-        return ThinkFormat.from_tokenizer(vocabulary, given.source, renders=given), False, ""
+        return detect_format(vocabulary, given.source, renders=given), False, ""
     except FormatError as error:
         if "several pairs" in str(error):
             return None, False, str(error)

@@ -12,7 +12,7 @@ from thinkguard.doctor.tokenizer.checkpoint import Checkpoint
 from thinkguard.doctor.tokenizer.white_space import probes
 from thinkguard.errors import TokenizerError
 from thinkguard.formats import ThinkFormat
-from thinkguard.vocab import TokenFlag, Vocabulary
+from thinkguard.vocabulary import TokenFlag, Vocabulary
 
 _TEXTS: Final = (
     "The quick brown fox, 3.14 and 42; naïve café.\n\n\tdef f(x):\n        return x  # y\n",

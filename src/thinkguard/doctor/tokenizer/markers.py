@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from thinkguard.doctor.tokenizer.checkpoint import Checkpoint
 from thinkguard.errors import TokenizerError
-from thinkguard.vocab import TokenFlag, Vocabulary
+from thinkguard.vocabulary import TokenFlag, Vocabulary
 
 Kind = Literal["token", "pieces", "text"]
 

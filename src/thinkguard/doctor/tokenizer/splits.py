@@ -10,7 +10,7 @@ from thinkguard.doctor.check import LOST, Check
 from thinkguard.doctor.tokenizer.checkpoint import Checkpoint
 from thinkguard.doctor.tokenizer.markers import TOKENS_BY_DESIGN, Marker, markers_of, pieces
 from thinkguard.errors import TokenizerError
-from thinkguard.vocab import Vocabulary
+from thinkguard.vocabulary import Vocabulary
 
 # What stands beside markers in training texts and outputs; "" is the text's edge.
 LEFT: Final = ("", "\n", "\n\n", " ", ".", ".\n", "x", "5", ")", "}", "$", "`", "。", "好", "\t")

@@ -15,7 +15,7 @@ from thinkguard.doctor.tokenizer.markers import markers_of
 from thinkguard.doctor.tokenizer.tensor_rows import Matrix, matrices
 from thinkguard.doctor.tokenizer.white_space import white_space
 from thinkguard.errors import InputError
-from thinkguard.vocab import TokenFlag, Vocabulary
+from thinkguard.vocabulary import TokenFlag, Vocabulary
 
 INPUT: Final = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight", "embed_in.weight")
 OUTPUT: Final = ("lm_head.weight", "embed_out.weight", "output_layer.weight", "output.weight")

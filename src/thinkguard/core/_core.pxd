@@ -1,0 +1,42 @@
+"""What the package's other compiled modules may use of the core; C is called through these functions alone."""
+cimport cython
+from libc.stdint cimport int32_t, int64_t
+
+from thinkguard.core cimport _c as c
+
+
+@cython.final
+cdef class Tables:
+    cdef c.tg_program program
+    cdef readonly dict arrays
+    cdef readonly dict scalars
+
+
+@cython.final
+cdef class BoundPolicy:
+    cdef c.tg_policy policy
+    cdef readonly Tables tables
+    cdef readonly object source
+    cdef readonly object tokens
+    cdef readonly dict fields
+
+
+@cython.final
+cdef class Row:
+    cdef c.tg_row row
+    cdef c.tg_loop *loop
+    cdef readonly BoundPolicy policy
+
+
+cdef struct Member:  # where a row and what it stands on lie in memory; good as long as the row lives
+    const c.tg_program *program
+    const c.tg_policy *policy
+    c.tg_row *row
+    c.tg_loop *loop
+
+
+cdef Member member_of(Row row) noexcept
+cdef void advance_one(const Member *member, int64_t token) noexcept nogil
+cdef void decide_one(const Member *member, c.tg_action *action) noexcept nogil
+cdef int32_t edit_one(const Member *member, const c.tg_action *action, void *logits, int dtype, int64_t stride,
+                      int32_t width) noexcept nogil

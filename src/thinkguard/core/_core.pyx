@@ -1,0 +1,443 @@
+"""Check, release the GIL, call C, raise. No algorithm lives here."""
+cimport cython
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from libc.stdint cimport int32_t, int64_t, intptr_t, uint8_t, uint32_t
+from libc.string cimport memcpy, memset
+
+import numpy as np
+
+from thinkguard.core cimport _c as c
+from thinkguard.errors import InputError
+
+EVENT_FIELDS = 7
+NODE_FIELDS = 7
+MAX_EOS = c.TG_MAX_EOS
+DTYPES = {"float32": c.TG_FLOAT32, "float16": c.TG_FLOAT16, "bfloat16": c.TG_BFLOAT16}
+
+
+cdef int check(int status) except -1:
+    if status == c.TG_NO_MEMORY:
+        raise MemoryError("the marker tables do not fit in memory")
+    if status == c.TG_BAD_ARGUMENT:
+        raise ValueError("an empty marker, or a token's symbol outside its table")
+    if status == c.TG_TOO_LARGE:
+        raise ValueError("the markers need more than 65,535 automaton nodes or token events: use fewer or shorter ones")
+    return 0
+
+
+cdef object copied(const void *data, Py_ssize_t count, object dtype):
+    """A numpy copy of `count` elements."""
+    array = np.empty(count, dtype)
+    cdef uint8_t[::1] target = array.view(np.uint8)
+    if count:
+        memcpy(&target[0], data, target.shape[0])
+    return array
+
+
+def lift(const uint8_t[::1] text not None, const int64_t[::1] offsets not None, const int32_t[::1] control not None,
+         const int32_t[::1] symbols not None, const int32_t[::1] pattern_offsets not None,
+         const int32_t[::1] kinds not None, const int32_t[::1] control_bytes not None,
+         const int32_t[::1] control_dropped not None, bytes space not None):
+    """Build the automaton over the markers and lift it onto the vocabulary; a dict of arrays as in `tg_lift`."""
+    cdef c.tg_vocab vocab
+    cdef c.tg_patterns patterns
+    cdef c.tg_lift *out = NULL
+    cdef int status
+    if offsets.shape[0] != control.shape[0] + 1 or pattern_offsets.shape[0] != kinds.shape[0] + 1:
+        raise ValueError(f"{offsets.shape[0]} offsets for {control.shape[0]} tokens, {pattern_offsets.shape[0]} for "
+                         f"{kinds.shape[0]} patterns: one more offset than items is needed")
+    if offsets[control.shape[0]] > text.shape[0] or pattern_offsets[kinds.shape[0]] > symbols.shape[0]:
+        raise ValueError("the last offset lies behind the end of its data")
+    if control_dropped.shape[0] != control_bytes.shape[0]:
+        raise ValueError(f"{control_dropped.shape[0]} flags for {control_bytes.shape[0]} control tokens: one each is needed")
+    cdef const uint8_t[::1] space_view = space if space else b"\0"
+    vocab.num_tokens = control.shape[0]
+    vocab.text = &text[0] if text.shape[0] else NULL
+    vocab.offsets = &offsets[0]
+    vocab.control = &control[0] if control.shape[0] else NULL
+    patterns.num_patterns = kinds.shape[0]
+    patterns.num_controls = control_bytes.shape[0]
+    patterns.symbols = &symbols[0] if symbols.shape[0] else NULL
+    patterns.offsets = &pattern_offsets[0]
+    patterns.kinds = &kinds[0] if kinds.shape[0] else NULL
+    patterns.control_bytes = &control_bytes[0] if control_bytes.shape[0] else NULL
+    patterns.control_dropped = &control_dropped[0] if control_dropped.shape[0] else NULL
+    patterns.space = &space_view[0]
+    patterns.space_bytes = len(space)
+    with nogil:
+        status = c.tg_lift_new(&vocab, &patterns, &out)
+    check(status)
+    try:
+        n = out.num_nodes
+        return {
+            "step": copied(out.step, vocab.num_tokens, np.uint32),
+            "info": copied(out.info, vocab.num_tokens, np.uint32),
+            "tail": copied(out.tail, vocab.num_tokens, np.uint32),
+            "except_offset": copied(out.except_offset, n + 1, np.int32),
+            "except_token": copied(out.except_token, out.num_except, np.int32),
+            "except_step": copied(out.except_step, out.num_except, np.uint32),
+            "mark_offset": copied(out.mark_offset, n + 1, np.int32),
+            "mark_token": copied(out.mark_token, out.num_marks, np.int32),
+            "mark_mask": copied(out.mark_mask, out.num_marks, np.uint32),
+            "events": copied(out.events, out.num_events * EVENT_FIELDS, np.int32).reshape(-1, EVENT_FIELDS),
+            "nodes": copied(out.nodes, n * NODE_FIELDS, np.int32).reshape(-1, NODE_FIELDS),
+            "depth": copied(out.depth, n, np.int32),
+            "end_depth": copied(out.end_depth, n, np.int32),
+            "end_of": copied(out.end_of, n, np.int32),
+            "start_depth": copied(out.start_depth, n, np.int32),
+            "start_of": copied(out.start_of, n, np.int32),
+        }
+    finally:
+        c.tg_lift_free(out)
+
+
+cdef const int32_t *ints(object array) except? NULL:
+    """The address of an int32 array that the caller keeps alive; of an empty one, any."""
+    cdef const int32_t[::1] view = array.reshape(-1)
+    return &view[0] if view.shape[0] else NULL
+
+
+cdef const uint32_t *words(object array) except? NULL:
+    cdef const uint32_t[::1] view = array.reshape(-1)
+    return &view[0] if view.shape[0] else NULL
+
+
+@cython.final
+cdef class Tables:
+    """A compiled format as C sees it; `arrays` and `scalars` are what it was made from."""
+
+    def __init__(self, dict arrays not None, dict scalars not None):
+        self.arrays = arrays
+        self.scalars = scalars
+        cdef c.tg_program *p = &self.program
+        memset(p, 0, sizeof(c.tg_program))
+        p.vocab_size = len(arrays["step"])
+        p.num_nodes = len(arrays["nodes"])
+        p.is_channel, p.header_seq, p.channel_seq = scalars["is_channel"], scalars["header_seq"], scalars["channel_seq"]
+        p.body_token, p.message_end = scalars["body_token"], scalars["message_end"]
+        p.header_tokens, p.longest_finish = scalars["header_tokens"], scalars["longest_finish"]
+        p.space_word, p.space_bytes = scalars["space_word"], scalars["space_bytes"]
+        p.step, p.info, p.tail = words(arrays["step"]), words(arrays["info"]), words(arrays["tail"])
+        p.except_offset, p.except_token = ints(arrays["except_offset"]), ints(arrays["except_token"])
+        p.except_step = words(arrays["except_step"])
+        p.mark_offset, p.mark_token = ints(arrays["mark_offset"]), ints(arrays["mark_token"])
+        p.mark_mask = words(arrays["mark_mask"])
+        p.events = <const c.tg_event *> ints(arrays["events"])
+        p.nodes = <const c.tg_node *> ints(arrays["nodes"])
+        p.never, p.num_never = ints(arrays["never"]), len(arrays["never"])
+        p.inert, p.num_inert = ints(arrays["inert"]), len(arrays["inert"])
+        p.blank, p.num_blank = ints(arrays["blank"]), len(arrays["blank"])
+        cdef int i
+        for i in range(3):
+            p.partial[i], p.num_partial[i] = ints(arrays[f"partial{i + 1}"]), len(arrays[f"partial{i + 1}"])
+        for i in range(2):
+            p.continuing[i] = ints(arrays[f"continuing{i + 1}"])
+            p.num_continuing[i] = len(arrays[f"continuing{i + 1}"])
+        p.seq_offset, p.seq_token = ints(arrays["seq_offset"]), ints(arrays["seq_token"])
+
+    def step(self, int32_t node, int32_t token):
+        """(next node, event index) of a token seen from a node."""
+        if not 0 <= node < self.program.num_nodes:
+            raise IndexError(f"node {node} is not among the automaton's {self.program.num_nodes}")
+        cdef uint32_t step = c.tg_step(&self.program, node, token)
+        return step & 0xFFFF, step >> 16
+
+    def kinds_on_the_way(self, int32_t[::1] tokens not None):
+        """All kinds of marker that a sequence of tokens would complete, begun from any node."""
+        cdef int32_t node, at, kinds = 0
+        cdef Py_ssize_t i
+        cdef uint32_t step
+        with nogil:
+            for node in range(self.program.num_nodes):
+                at = node
+                for i in range(tokens.shape[0]):
+                    step = c.tg_step(&self.program, at, tokens[i])
+                    at = step & 0xFFFF
+                    kinds |= self.program.events[step >> 16].kinds
+        return kinds
+
+    def turn_start(self, const int32_t[::1] token_ids not None, Tables turns=None):
+        """(index where the assistant's own turn starts, whether the prompt shows no chat)."""
+        cdef int32_t raw = 0
+        cdef int64_t start
+        cdef const int32_t *ids = &token_ids[0] if token_ids.shape[0] else NULL
+        with nogil:
+            if turns is None:
+                start = c.tg_turn_start(&self.program, ids, token_ids.shape[0], &raw)
+            else:
+                start = c.tg_turn_start_by_text(&turns.program, ids, token_ids.shape[0], &raw)
+        return start, bool(raw)
+
+
+@cython.final
+cdef class BoundPolicy:
+    """A policy with its messages spelled for one program and its EOS set resolved."""
+
+    def __init__(self, Tables tables not None, object source, dict fields not None, list sequences not None,
+                 tuple eos_token_ids not None):
+        cdef int i
+        if len(eos_token_ids) > MAX_EOS:
+            raise InputError(f"eos_token_ids={eos_token_ids!r}: at most {MAX_EOS} ids can end a sequence")
+        self.tables, self.source, self.fields = tables, source, fields
+        memset(&self.policy, 0, sizeof(c.tg_policy))
+        p = &self.policy
+        p.max_thinking, p.min_thinking, p.grace = fields["max_thinking"], fields["min_thinking"], fields["grace"]
+        p.close_at, p.soft, p.close_bias = fields["close_at"], fields["soft"], fields["close_bias"]
+        p.max_extensions, p.on_eos, p.opening = fields["max_extensions"], fields["on_eos"], fields["opening"]
+        p.max_blocks, p.min_answer, p.max_answer = fields["max_blocks"], fields["min_answer"], fields["max_answer"]
+        p.reserve_answer, p.loop_tokens = fields["reserve_answer"], fields["loop_tokens"]
+        p.markers_allowed, p.longest_close = fields["markers_allowed"], fields["longest_close"]
+        p.num_eos = len(eos_token_ids)
+        for i, token in enumerate(eos_token_ids):
+            p.eos[i] = token
+        p.seq_offset[1] = 0
+        for i, sequence in enumerate(sequences):
+            p.seq_offset[i + 2] = p.seq_offset[i + 1] + len(sequence)
+        self.tokens = np.array([t for sequence in sequences for t in sequence] or [0], np.int32)
+        p.tokens = ints(self.tokens)
+
+    @property
+    def eos_token_ids(self):
+        return tuple(self.policy.eos[i] for i in range(self.policy.num_eos))
+
+    @property
+    def close_room(self):
+        """Tokens that have to be left of `max_tokens` when thinking ends."""
+        return c.tg_close_room(&self.tables.program, &self.policy)
+
+    @property
+    def answer_eos(self):
+        """The token that is forced at `max_answer_tokens`, -1 for an empty EOS set."""
+        return c.tg_answer_eos(&self.tables.program, &self.policy)
+
+    def sequence(self, int seq):
+        """The tokens of one of the policy's own sequences (1: open, 2: close, 3: off, 4: extend)."""
+        return self.tokens[self.policy.seq_offset[seq]:self.policy.seq_offset[seq + 1]].tolist()
+
+
+@cython.final
+cdef class Action:
+    """What the next step of a row needs; kind is 0 nothing, 1 one forced token, 2 edits, 3 only the allowed tokens."""
+
+    cdef c.tg_action action
+    cdef readonly BoundPolicy policy
+
+    def __init__(self):
+        raise TypeError("actions are made by Row.decide()")
+
+    @property
+    def kind(self):
+        return self.action.kind
+
+    @property
+    def token(self):
+        """The forced token, or the target of redirects and bias; -1: none."""
+        return self.action.token
+
+    @property
+    def bias(self):
+        return self.action.bias
+
+    def allows(self, int32_t token):
+        """Whether the action lets a token be sampled."""
+        return bool(c.tg_allows(&self.policy.tables.program, &self.policy.policy, &self.action, token))
+
+    def as_dict(self):
+        return self.action
+
+
+@cython.final
+cdef class Row:
+    """Where one sequence stands. Made by `ThinkProgram.start`; `copy()` forks it."""
+
+    def __cinit__(self, BoundPolicy policy not None):
+        self.loop = NULL
+        self.policy = policy
+        memset(&self.row, 0, sizeof(c.tg_row))
+        if policy.policy.loop_tokens:
+            self.loop = <c.tg_loop *> PyMem_Malloc(sizeof(c.tg_loop))
+            if self.loop is NULL:
+                raise MemoryError("no memory for a row's loop detector")
+            memset(self.loop, 0, sizeof(c.tg_loop))
+
+    def __dealloc__(self):
+        PyMem_Free(self.loop)
+
+    def start(self, const int32_t[::1] turn_ids not None, bint raw, int32_t limit):
+        """Walk the assistant's own part of the prompt."""
+        cdef const int32_t *ids = &turn_ids[0] if turn_ids.shape[0] else NULL
+        with nogil:
+            c.tg_start(&self.policy.tables.program, &self.policy.policy, ids, turn_ids.shape[0], raw, limit, &self.row,
+                       self.loop)
+
+    def advance(self, int32_t token):
+        """Account for one sampled token."""
+        c.tg_advance(&self.policy.tables.program, &self.policy.policy, &self.row, self.loop, token)
+
+    def advance_all(self, const int64_t[:] token_ids not None):
+        """Account for a whole row of sampled tokens; ids beyond int32 make the row inert."""
+        if not token_ids.shape[0]:
+            return
+        cdef const int64_t *ids = &token_ids[0]
+        cdef int64_t stride = token_ids.strides[0] // <int64_t> sizeof(int64_t)
+        with nogil:
+            c.tg_scan(&self.policy.tables.program, &self.policy.policy, &self.row, self.loop, ids, token_ids.shape[0], stride)
+
+    def decide(self):
+        """Say what the next step needs."""
+        cdef Action action = Action.__new__(Action)
+        action.policy = self.policy
+        c.tg_decide(&self.policy.tables.program, &self.policy.policy, &self.row, &action.action)
+        return action
+
+    def copy(self):
+        """A fork that shares nothing but the policy."""
+        cdef Row other = Row(self.policy)
+        other.assign(self)
+        return other
+
+    def assign(self, Row other not None):
+        """Become a copy of another row of the same policy (rollback)."""
+        if other.policy is not self.policy:
+            raise InputError("row.assign(other): the rows belong to different policies; fork the other with copy()")
+        self.row = other.row
+        if self.loop is not NULL:
+            memcpy(self.loop, other.loop, sizeof(c.tg_loop))
+
+    def as_dict(self):
+        """Every field of the state, for tests and reports."""
+        return self.row
+
+    @property
+    def phase(self):
+        return self.row.phase
+
+    @property
+    def thinking_tokens(self):
+        return self.row.thinking
+
+    @property
+    def closed_by(self):
+        return self.row.closed_by
+
+    @property
+    def flags(self):
+        return self.row.flags
+
+    @property
+    def forced(self):
+        """Whether the last token was the forced one."""
+        return bool(self.row.flags & c.TG_ROW_FORCED)
+
+
+cdef Member member_of(Row row) noexcept:
+    return Member(&row.policy.tables.program, &row.policy.policy, &row.row, row.loop)
+
+
+cdef void advance_one(const Member *member, int64_t token) noexcept nogil:
+    cdef int32_t known = <int32_t> token if 0 <= token <= 0x7FFFFFFF else -1  # anything else is an impossible id
+    c.tg_advance(member.program, member.policy, member.row, member.loop, known)
+
+
+cdef void decide_one(const Member *member, c.tg_action *action) noexcept nogil:
+    c.tg_decide(member.program, member.policy, member.row, action)
+
+
+cdef int32_t edit_one(const Member *member, const c.tg_action *action, void *logits, int dtype, int64_t stride,
+                      int32_t width) noexcept nogil:
+    return c.tg_apply(member.program, member.policy, action, logits, <c.tg_dtype> dtype, stride, width)
+
+
+@cython.final
+cdef class RowBatch:
+    """A batch of rows, gathered once so that a step costs a few nanoseconds per row. [num_rows]"""
+
+    cdef readonly tuple rows
+    cdef Member *members
+    cdef int64_t *last
+    cdef bint has_last
+    cdef Py_ssize_t num_rows
+
+    def __cinit__(self):
+        self.members = NULL
+        self.last = NULL
+
+    def __init__(self, list rows not None):
+        self.rows, self.num_rows = tuple(rows), len(rows)
+        self.members = <Member *> PyMem_Malloc(max(self.num_rows, 1) * sizeof(Member))
+        self.last = <int64_t *> PyMem_Malloc(max(self.num_rows, 1) * sizeof(int64_t))
+        self.has_last = False
+        if self.members is NULL or self.last is NULL:
+            raise MemoryError(f"no memory for a batch of {self.num_rows} rows")
+        cdef Py_ssize_t i
+        cdef Row one
+        for i, row in enumerate(self.rows):
+            if not isinstance(row, Row):
+                raise InputError(f"rows[{i}] is a {type(row).__name__}, wanted what ThinkProgram.start returns")
+            one = row
+            self.members[i] = member_of(one)
+
+    def __dealloc__(self):
+        PyMem_Free(self.members)
+        PyMem_Free(self.last)
+
+    def __len__(self):
+        return self.num_rows
+
+    def advance(self, const int64_t[:] token_ids not None):
+        """Account for one sampled token of each row. token_ids: [num_rows]"""
+        cdef Py_ssize_t i
+        if token_ids.shape[0] != self.num_rows:
+            raise InputError(f"token_ids has {token_ids.shape[0]} entries for {self.num_rows} rows")
+        cdef Member *members = self.members
+        with nogil:
+            for i in range(self.num_rows):
+                advance_one(&members[i], token_ids[i])
+
+    def apply(self, intptr_t address, int dtype, int64_t row_stride, int64_t stride, int32_t width):
+        """Decide and edit each row of logits in place; strides in elements. Returns how many rows had to be left alone."""
+        cdef Py_ssize_t i, item = 4 if dtype == c.TG_FLOAT32 else 2
+        cdef int64_t left = 0
+        cdef Member *members = self.members
+        cdef c.tg_action action
+        with nogil:
+            for i in range(self.num_rows):
+                decide_one(&members[i], &action)
+                left += not edit_one(&members[i], &action, <char *> address + i * row_stride * item, dtype, stride, width)
+        return left
+
+    def note_last(self, intptr_t ids, int64_t row_stride, int64_t stride, int64_t length):
+        """Remember each row's last token, for `follow`."""
+        cdef Py_ssize_t i
+        self.has_last = length > 0
+        for i in range(self.num_rows if length else 0):
+            self.last[i] = (<const int64_t *> ids)[i * row_stride + (length - 1) * stride]
+
+    def follow(self, intptr_t ids, int64_t row_stride, int64_t stride, int64_t num_rows, int64_t length):
+        """Account for the last token of each row of int64 ids, if each row ends in the token that was seen last and one more.
+
+        ids: address of [num_rows, length], strides in elements. Returns whether they do; else nothing is accounted for.
+        """
+        cdef Py_ssize_t i
+        cdef const int64_t *before = <const int64_t *> ids + (length - 2) * stride
+        cdef const int64_t *newest = before + stride
+        if length < 2 or not self.has_last or num_rows != self.num_rows:
+            return False
+        for i in range(self.num_rows):
+            if before[i * row_stride] != self.last[i]:
+                return False
+        with nogil:
+            for i in range(self.num_rows):
+                self.last[i] = newest[i * row_stride]
+                advance_one(&self.members[i], newest[i * row_stride])
+        return True
+
+    def is_free(self):
+        """Whether no row needs an edit at its next step."""
+        cdef Py_ssize_t i
+        cdef c.tg_action action
+        for i in range(self.num_rows):
+            decide_one(&self.members[i], &action)
+            if action.kind:
+                return False
+        return True

@@ -1,0 +1,385 @@
+"""Compile a format against a vocabulary: markers as strings of symbols, the lifted tables, and what may be forced.
+
+A symbol is a byte, or one of the *controls*: the added tokens that markers are written with. Everything that is forced is
+spelled here, in the tokenizer's own way, and walked through the finished tables once to see that it does what it is for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thinkguard.core import _core
+from thinkguard.errors import FormatError
+from thinkguard.formats import DEFAULT_INNER, ThinkFormat
+from thinkguard.vocabulary import TokenFlag, Vocabulary
+
+Arrays = dict[str, npt.NDArray[Any]]
+Symbols = tuple[int, ...]
+
+SEQ_PROGRAM = 5  # number of the first sequence of a program; see thinkguard.h
+_CONTROL = 256
+
+
+class Kind(IntFlag):
+    """What a marker is; the values are those of thinkguard.h."""
+
+    START = 1
+    END = 2
+    ANSWER = 4
+    IMPLICIT = 8
+    SPELLED = 16
+    TOOL = 32
+    BODY = 64
+    HEADER = 128
+    CALL_END = 256
+    RECIPIENT = 512
+    MULTI = 1024
+
+
+class Info(IntFlag):
+    """What a token is; the values are those of thinkguard.h."""
+
+    TEXT = 1
+    VISIBLE = 2
+    INERT = 4
+    BOUNDARY = 8
+    RAW = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """Everything that `_core.Tables` and the binding of policies are made from."""
+
+    arrays: Arrays
+    scalars: dict[str, int]
+    turns: tuple[Arrays, dict[str, int]] | None  # the automaton over turn boundaries that are text or headers
+    open: list[int]
+    close: list[int]
+    off: list[int]
+    end_ids: frozenset[int]  # tokens that are an end marker by themselves
+    eos_token_ids: tuple[int, ...]
+
+
+class _Alphabet:
+    """The symbols that texts of one format are written in: bytes, and the added tokens found in them."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self.controls: dict[int, int] = {}  # token id -> index
+        names = sorted((name for name in vocabulary.added if name), key=len, reverse=True)
+        self._added = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
+
+    def split(self, text: str) -> list[str]:
+        """Cut a text at its added tokens; those have odd indices."""
+        return self._added.split(text) if self._added else [text]
+
+    def symbols(self, text: str) -> Symbols:
+        """Write a text in symbols, its added tokens as controls."""
+        symbols: list[int] = []
+        for index, part in enumerate(self.split(text)):
+            if index % 2:
+                token_id = self.vocabulary.added[part]
+                symbols.append(_CONTROL + self.controls.setdefault(token_id, len(self.controls)))
+            else:
+                symbols += part.encode()
+        return tuple(symbols)
+
+    def token_ids(self, symbols: Symbols) -> list[int]:
+        """Spell symbols in the tokenizer's own way."""
+        by_index = list(self.controls)
+        token_ids: list[int] = []
+        run = bytearray()
+        for symbol in (*symbols, None):
+            if symbol is not None and symbol < _CONTROL:
+                run.append(symbol)
+                continue
+            if run:
+                token_ids += self.vocabulary.encode_bytes(bytes(run))
+                run.clear()
+            if symbol is not None:
+                token_ids.append(by_index[symbol - _CONTROL])
+        return token_ids
+
+
+def compile_format(format: ThinkFormat, vocabulary: Vocabulary) -> Compiled:
+    """Compile; FormatError where the vocabulary cannot express the format."""
+    for piece in format.controls:
+        if piece not in vocabulary.added:
+            raise FormatError(
+                f"format {format.name!r} needs {piece!r} to be one added token, and this vocabulary has no such token: it "
+                "belongs to another family; name that one with format=, or pass a ThinkFormat without controls"
+            )
+    alphabet = _Alphabet(vocabulary)
+    patterns = _patterns(format, alphabet)
+    space = format.open_text.removeprefix(format.starts[0]).encode()
+    lifted = _lift(vocabulary, alphabet, patterns, space)
+    default_eos = _eos(format, vocabulary)
+    _flag_tokens(lifted, format, vocabulary, alphabet, default_eos)
+    _list_tokens(lifted, vocabulary, default_eos)
+    spelled = _Spelling(format, alphabet, patterns, lifted)
+    lifted |= spelled.arrays()
+    end_ids = frozenset(
+        token for token, index in alphabet.controls.items() if patterns.get((_CONTROL + index,), 0) & Kind.END
+    )
+    scalars = spelled.scalars() | {"space_word": _signed(int.from_bytes(space, "big")), "space_bytes": len(space)}
+    compiled = Compiled(
+        arrays=lifted,
+        scalars=scalars,
+        turns=_turns(format, vocabulary, lifted),
+        open=spelled.open,
+        close=spelled.close,
+        off=spelled.off,
+        end_ids=end_ids,
+        eos_token_ids=default_eos,
+    )
+    spelled.verify(_core.Tables(lifted, scalars))
+    return compiled
+
+
+def _signed(word: int) -> int:
+    return word - 2**32 if word >= 2**31 else word
+
+
+def _eos(format: ThinkFormat, vocabulary: Vocabulary) -> tuple[int, ...]:
+    turn_ends = [vocabulary.added[text] for text in format.turn_ends if text in vocabulary.added]
+    ends = {vocabulary.added.get(text) for text in format.ends}
+    return tuple(
+        t for t in dict.fromkeys((*vocabulary.eos_ids, *turn_ends)) if t not in ends or t in vocabulary.eos_ids
+    )
+
+
+def _patterns(format: ThinkFormat, alphabet: _Alphabet) -> dict[Symbols, int]:
+    """Every marker with its kind, and the plain spelling of every control token that markers are written with."""
+    channel = format.channel
+    listed: list[tuple[str, int]] = [(text, Kind.START) for text in format.starts]
+    listed += [(text, Kind.END) for text in format.ends]
+    listed += [(text, Kind.ANSWER) for text in format.answer_starts]
+    if channel:
+        listed += [(text, Kind.TOOL) for text in channel.tool_headers]
+        listed += [(channel.body, Kind.BODY), (alphabet.split(channel.header)[1], Kind.HEADER)]
+        listed += [(channel.call_end, Kind.CALL_END)] if channel.call_end else []
+    patterns: dict[Symbols, int] = {}
+    for text, kind in listed:
+        patterns.setdefault(alphabet.symbols(text), int(kind))
+    names = {token_id: name for name, token_id in alphabet.vocabulary.added.items()}
+    for token_id, index in alphabet.controls.items():
+        kind = patterns.get((_CONTROL + index,), 0)
+        patterns.setdefault(tuple(names[token_id].encode()), int(kind | Kind.SPELLED))
+    for text in format.implicit_ends:
+        symbols = alphabet.symbols(text)
+        patterns.setdefault(symbols, int(Kind.IMPLICIT))
+        patterns.setdefault(tuple(text.encode()), int(Kind.IMPLICIT))
+    if channel and channel.recipient:
+        patterns.setdefault(alphabet.symbols(channel.recipient), int(Kind.RECIPIENT))
+    return patterns
+
+
+def _lift(vocabulary: Vocabulary, alphabet: _Alphabet, patterns: dict[Symbols, int], space: bytes) -> Arrays:
+    control = np.full(vocabulary.num_tokens, -1, np.int32)
+    for token_id, index in alphabet.controls.items():
+        control[token_id] = index
+    lengths = [len(symbols) for symbols in patterns]
+    return _core.lift(
+        vocabulary.text,
+        vocabulary.offsets,
+        control,
+        np.array([s for symbols in patterns for s in symbols], np.int32),
+        np.cumsum([0, *lengths], dtype=np.int32),
+        np.array(list(patterns.values()), np.int32),
+        np.array([len(vocabulary.token_bytes(t)) for t in alphabet.controls], np.int32),
+        np.array([bool(vocabulary.flags[t] & TokenFlag.SPECIAL) for t in alphabet.controls], np.int32),
+        space,
+    )
+
+
+def _flag_tokens(
+    lifted: Arrays, format: ThinkFormat, vocabulary: Vocabulary, alphabet: _Alphabet, eos: tuple[int, ...]
+) -> None:
+    """Add to `info` what only the vocabulary and the format know."""
+    info = lifted["info"]
+    inert = ((info & Info.TEXT) == 0) | ((vocabulary.flags & TokenFlag.SPECIAL) != 0)
+    inert[list(alphabet.controls)] = False
+    info[inert] |= np.uint32(Info.INERT)
+    info[inert] &= np.uint32(0xFFFFFFFF ^ int(Info.VISIBLE))
+    raw = {*vocabulary.bos_ids, *vocabulary.pad_ids}
+    if format.boundaries is None:
+        inner = {*DEFAULT_INNER, *format.inner, *format.answer_ends, *format.implicit_ends}
+        boundaries = {t for name, t in vocabulary.added.items() if name.strip() and name not in inner}
+        boundaries -= set(alphabet.controls)
+    else:
+        boundaries = {vocabulary.added[name] for name in format.boundaries if name in vocabulary.added} | raw
+    info[list(boundaries)] |= np.uint32(Info.BOUNDARY)
+    info[[t for t in raw if t in boundaries]] |= np.uint32(Info.RAW)
+
+
+def _list_tokens(lifted: Arrays, vocabulary: Vocabulary, eos: tuple[int, ...]) -> None:
+    """The tokens that whole classes of bans are about."""
+    info, step = lifted["info"], lifted["step"]
+    inert = (info & Info.INERT) != 0
+    misleading = inert & ((info & Info.TEXT) != 0) & (step != 0)
+    misleading[list(eos)] = False
+    never = misleading | ((vocabulary.flags & TokenFlag.DUPLICATE) != 0)
+    missing, continuing = info >> 24 & 3, info >> 26 & 3
+    lifted["never"] = _ids(never)
+    lifted["inert"] = _ids(inert)
+    lifted["blank"] = _ids((info & Info.VISIBLE) == 0)
+    for count in (1, 2, 3):
+        lifted[f"partial{count}"] = _ids(missing >= count)
+    for count in (1, 2):
+        lifted[f"continuing{count}"] = _ids(continuing == count)
+    if len(lifted["partial1"]):
+        single = (vocabulary.offsets[1:] - vocabulary.offsets[:-1]) == 1
+        have = set(vocabulary.text[vocabulary.offsets[:-1][single & ~never]].tolist())
+        lacking = [byte for byte in range(0x80, 0xC0) if byte not in have]
+        if lacking:
+            raise FormatError(
+                f"the vocabulary has tokens that end inside a UTF-8 character, but none for the continuation byte "
+                f"0x{lacking[0]:02X}: such a character could never be finished before a cap"
+            )
+
+
+def _ids(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    return np.flatnonzero(mask).astype(np.int32)
+
+
+class _Spelling:
+    """The sequences that may be forced, and what finishes a half-written marker at each node."""
+
+    def __init__(self, format: ThinkFormat, alphabet: _Alphabet, patterns: dict[Symbols, int], lifted: Arrays) -> None:
+        self.format, self.alphabet, self.lifted = format, alphabet, lifted
+        self.sequences: list[list[int]] = []
+        channel = format.channel
+        self.open = self.spell(format.open_text)
+        self.close = self.spell(format.close_text)
+        self.off = self.spell(format.off_text or format.open_text + format.close_text)
+        self.header_seq = self.channel_seq = self.header_tokens = 0
+        if channel:
+            header = self.spell(channel.header)
+            role = next((h for h in format.assistant_headers if channel.header.startswith(h)), "")
+            self.header_seq = self.add(header)
+            self.channel_seq = self.add(self.spell(channel.header.removeprefix(role)))
+            self.header_tokens = len(header) + max(
+                len(self.spell(text)) for text in (*format.answer_starts, *format.starts)
+            )
+        self._finish_nodes(list(patterns))
+
+    def spell(self, text: str) -> list[int]:
+        return self.alphabet.token_ids(self.alphabet.symbols(text)) if text else []
+
+    def add(self, token_ids: list[int]) -> int:
+        if token_ids not in self.sequences:
+            self.sequences.append(token_ids)
+        return SEQ_PROGRAM + self.sequences.index(token_ids)
+
+    def _finish_nodes(self, patterns: list[Symbols]) -> None:
+        format, symbols_of = self.format, self.alphabet.symbols
+        behind_end = symbols_of(format.close_text.split(format.ends[0])[1])
+        behind_start = symbols_of(format.open_text.removeprefix(format.starts[0]))
+        bare_end = self.alphabet.token_ids(symbols_of(format.ends[0]))
+        first = bare_end[0]
+        planned = 1 if first in self.alphabet.controls else len(self.alphabet.vocabulary.token_bytes(first))
+        nodes, self.finishes = self.lifted["nodes"], []
+        for node in range(len(nodes)):
+            rest = patterns[self.lifted["end_of"][node]][self.lifted["end_depth"][node] :]
+            # A plan leads on from where its own first token led, even if that is less than two characters.
+            begun_end = nodes[node, _END_CHARS] >= 2 or self.lifted["end_depth"][node] >= planned
+            nodes[node, _PLAN] = self.alphabet.token_ids(rest)[0] if begun_end else first
+            if nodes[node, _END_CHARS] >= 2:
+                finish = self.alphabet.token_ids(rest + behind_end)
+                nodes[node, _FINISH] = self.add(finish)
+                self.finishes.append((node, finish))
+            begun = patterns[self.lifted["start_of"][node]][: self.lifted["start_depth"][node]]
+            if self.lifted["start_of"][node] >= 0 and (len(begun) > 1 or begun[0] >= _CONTROL):
+                rest = patterns[self.lifted["start_of"][node]][len(begun) :]
+                nodes[node, _OPEN] = self.add(self.alphabet.token_ids(rest + behind_start))
+
+    def arrays(self) -> Arrays:
+        lengths = [len(sequence) for sequence in self.sequences]
+        return {
+            "seq_offset": np.cumsum([0, *lengths], dtype=np.int32),
+            "seq_token": np.array([t for sequence in self.sequences for t in sequence], np.int32),
+        }
+
+    def scalars(self) -> dict[str, int]:
+        channel = self.format.channel
+        return {
+            "is_channel": int(channel is not None),
+            "header_seq": self.header_seq,
+            "channel_seq": self.channel_seq,
+            "body_token": self.spell(channel.body)[0] if channel else -1,
+            "message_end": self.spell(channel.message_end)[0] if channel else -1,
+            "header_tokens": self.header_tokens,
+            "longest_finish": max((len(tokens) for _, tokens in self.finishes), default=0),
+        }
+
+    def verify(self, tables: _core.Tables) -> None:
+        """Walk what may be forced: it has to complete the marker that it is for, and no other of its sort.
+
+        No marker may need byte tokens: an invalid byte before them would turn all of them into U+FFFD.
+
+        The close sequence is walked from wherever it may begin, so that text before it cannot turn it into a start.
+        """
+        vocabulary = self.alphabet.vocabulary
+        for marker in (*self.format.starts, *self.format.ends):
+            if any(vocabulary.flags[t] & TokenFlag.BYTE for t in self.spell(marker)):
+                raise FormatError(
+                    f"format {self.format.name!r}: this vocabulary has no pieces for some of {marker!r} and spells it in "
+                    "single bytes, which an invalid byte before them makes unreadable; name a format with other markers"
+                )
+        banned = set(self.lifted["never"].tolist())
+        both = int(Kind.START | Kind.END)
+        ends = int(Kind.END | Kind.ANSWER)  # either may be what the thinking-off text leads to
+        walks = [(0, self.open, int(Kind.START), both), (0, self.off, 0, 0)]
+        whole = np.flatnonzero(self.lifted["nodes"][:, _FINISH] == 0).tolist()
+        walks += [(node, self.close, int(Kind.END), both) for node in whole]
+        walks += [(node, tokens, int(Kind.END), both) for node, tokens in self.finishes]
+        for node, tokens, wanted, among in walks:
+            kinds = seen = 0
+            at = node
+            for token in tokens:
+                at, event = tables.step(at, token)
+                kinds |= int(self.lifted["events"][event, 0])
+                seen += bool(self.lifted["events"][event, 0] & among)
+            as_wanted = bool(kinds & ends) if tokens is self.off else kinds & among == wanted and seen == 1
+            if not as_wanted or kinds & (Kind.SPELLED | Kind.MULTI) or banned & set(tokens):
+                spelled = b"".join(map(self.alphabet.vocabulary.token_bytes, tokens))
+                raise FormatError(
+                    f"format {self.format.name!r}: the vocabulary spells {spelled!r} as {tokens}, which does not read as "
+                    "the marker it is for; give the format other white space, or name another format"
+                )
+
+
+# columns of the node table, in the order of tg_node
+_END_CHARS, _PLAN, _FINISH, _OPEN = 1, 4, 5, 6
+
+
+def _turns(format: ThinkFormat, vocabulary: Vocabulary, lifted: Arrays) -> tuple[Arrays, dict[str, int]] | None:
+    """An automaton over boundaries, needed where they are text or where headers tell the turns apart.
+
+    What tokens are by themselves it shares with the markers' tables.
+    """
+    if format.boundaries is None or (not format.assistant_headers and _all_added(format.boundaries, vocabulary)):
+        return None
+    alphabet = _Alphabet(vocabulary)
+    patterns = {alphabet.symbols(text): int(Kind.HEADER) for text in format.boundaries}
+    patterns |= {alphabet.symbols(text): int(Kind.START) for text in format.assistant_headers}
+    arrays = _lift(vocabulary, alphabet, patterns, b"") | {"info": lifted["info"], "tail": lifted["tail"]}
+    empty = np.empty(0, np.int32)
+    names = ("never", "inert", "blank", "partial1", "partial2", "partial3", "continuing1", "continuing2", "seq_token")
+    arrays |= dict.fromkeys(names, empty) | {"seq_offset": np.zeros(1, np.int32)}
+    scalars = dict.fromkeys(
+        ("header_seq", "channel_seq", "header_tokens", "longest_finish", "space_word", "space_bytes"), 0
+    )
+    scalars |= {"is_channel": int(bool(format.assistant_headers)), "body_token": -1, "message_end": -1}
+    return arrays, scalars
+
+
+def _all_added(names: Iterable[str], vocabulary: Vocabulary) -> bool:
+    return all(name in vocabulary.added for name in names)

@@ -1,0 +1,340 @@
+"""ThinkProgram: a format compiled against a vocabulary, and the calls that walk sequences through it."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thinkguard.core import _core
+from thinkguard.core._core import Action, BoundPolicy, Row, RowBatch, Tables
+from thinkguard.core.compile import Compiled, compile_format
+from thinkguard.core.trace import ThinkTrace, explain
+from thinkguard.errors import FormatError, InputError, PolicyError
+from thinkguard.formats import ThinkFormat
+from thinkguard.formats.resolve import resolve_format
+from thinkguard.policy import ThinkPolicy
+from thinkguard.vocabulary import TokenFlag, Vocabulary
+
+_MAX_BOUND = 256  # policies kept bound to a program
+PHASE_NAMES = ("before", "thinking", "closing", "heading", "answering", "done")
+
+
+class ThinkProgram:
+    """A format x vocabulary, compiled: immutable, shared between threads, picklable.
+
+    `tokenizer` is anything `Vocabulary.from_tokenizer` takes; `format` a ThinkFormat, a family's name, or None to detect
+    it. `vocab_size`, the logits' width, is only checked to be one: logits may be narrower or wider than the tokenizer's ids,
+    and ids beyond those are tokens without text. Compiling takes some tens of milliseconds for 150,000 tokens.
+    """
+
+    def __init__(self, format: ThinkFormat | str | None, tokenizer: object, vocab_size: int | None = None) -> None:
+        self.vocabulary = Vocabulary.from_tokenizer(tokenizer)
+        self.format = resolve_format(format, self.vocabulary)
+        if vocab_size is not None and vocab_size <= 0:
+            raise InputError(f"vocab_size={vocab_size}: must be the width of the logits, or None")
+        self._finish(compile_format(self.format, self.vocabulary))
+
+    def _finish(self, compiled: Compiled) -> None:
+        self._compiled = compiled
+        self.tables = Tables(compiled.arrays, compiled.scalars)
+        self.turns = Tables(*compiled.turns) if compiled.turns else None
+        self._bound: OrderedDict[tuple[ThinkPolicy, tuple[int, ...], bool], BoundPolicy] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"vocabulary": self.vocabulary, "format": self.format, "compiled": self._compiled}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.vocabulary, self.format = state["vocabulary"], state["format"]
+        self._finish(state["compiled"])
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The ids that end a sequence where the host names none: the tokenizer's EOS and the format's turn ends."""
+        return self._compiled.eos_token_ids
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the compiled tables take, the vocabulary's own text left out."""
+        turns = self._compiled.turns[0] if self._compiled.turns else {}
+        arrays = {id(array): array for array in (*self._compiled.arrays.values(), *turns.values())}
+        return sum(array.nbytes for array in arrays.values())
+
+    # --- binding a policy ---
+
+    def bind(
+        self, policy: ThinkPolicy, eos_token_ids: Iterable[int] | None = None, *, bare_close: bool = False
+    ) -> BoundPolicy:
+        """Spell a policy's messages and resolve its EOS set; bound policies are kept.
+
+        `eos_token_ids` are all ids that end a sequence, in place of `program.eos_token_ids`; the first is the one that
+        is forced at `max_answer_tokens`. With `bare_close` nothing is forced behind an end marker: a host's grammar
+        takes over there. FormatError if an EOS is an end marker, or for `bare_close` where the end marker is no single
+        token; PolicyError for a message that could complete a marker.
+        """
+        eos = self.eos_token_ids if eos_token_ids is None else tuple(dict.fromkeys(int(t) for t in eos_token_ids))
+        key = (policy, eos, bare_close)
+        with self._lock:
+            if key in self._bound:
+                self._bound.move_to_end(key)
+                return self._bound[key]
+        bound = self._bind(policy, eos, bare_close)
+        with self._lock:
+            bound = self._bound.setdefault(key, bound)  # another thread's, if it was faster: rows of one policy share it
+            if len(self._bound) > _MAX_BOUND:
+                self._bound.popitem(last=False)
+        return bound
+
+    def _bind(self, policy: ThinkPolicy, eos: tuple[int, ...], bare_close: bool) -> BoundPolicy:
+        for token_id in eos:
+            if not 0 <= token_id < 2**31:
+                raise InputError(f"eos_token_ids={list(eos)}: {token_id} is no token id")
+            if token_id in self._compiled.end_ids:
+                raise FormatError(
+                    f"format {self.format.name!r}: the end marker {self.format.ends[0]!r} is token {token_id}, which is "
+                    "also in the EOS set, so the sequence would stop where the thinking ends; pass eos_token_id= without it"
+                )
+        if policy.max_answer_tokens is not None and not eos:
+            raise PolicyError(
+                f"max_answer_tokens={policy.max_answer_tokens} forces EOS, but no EOS is known: pass eos_token_id="
+            )
+        ending, off = self._compiled.close, self._compiled.off
+        if bare_close:
+            ending, off = self._bare(ending), self._bare(off)
+        close = [*self._message("close_message", policy.close_message), *ending]
+        if policy.close_message and self.tables.kinds_on_the_way(np.array(close, np.int32)) & ~self._kinds_of(ending):
+            raise PolicyError(
+                f"close_message={policy.close_message!r} could complete a marker together with the close sequence of "
+                f"format {self.format.name!r}: reword its end"
+            )
+        extend = self._message("extend_message", policy.extend_message or "")
+        fields = {
+            "max_thinking": -1 if policy.max_thinking_tokens is None else policy.max_thinking_tokens,
+            "min_thinking": policy.min_thinking_tokens,
+            "grace": policy.grace_tokens,
+            "close_at": ("line", "sentence").index(policy.close_at),
+            "soft": -1 if policy.soft_thinking_tokens is None else policy.soft_thinking_tokens,
+            "close_bias": policy.close_bias,
+            "max_extensions": policy.max_extensions,
+            "on_eos": ("close", "ban").index(policy.on_eos),
+            "opening": ("force", "allow", "forbid").index(policy.opening),
+            "max_blocks": policy.max_think_blocks,
+            "min_answer": policy.min_answer_tokens,
+            "max_answer": -1 if policy.max_answer_tokens is None else policy.max_answer_tokens,
+            "reserve_answer": policy.reserve_answer_tokens,
+            "loop_tokens": policy.loop_tokens,
+            "markers_allowed": policy.markers_in_answer == "allow",
+            "longest_close": max(len(close), self._compiled.scalars["longest_finish"]),
+        }
+        sequences = [self._compiled.open, close, off, extend]
+        bound = BoundPolicy(self.tables, policy, fields, sequences, eos)
+        self._refuse_eos_in(eos, [token_id for sequence in sequences for token_id in sequence])
+        return bound
+
+    def _bare(self, token_ids: list[int]) -> list[int]:
+        """What is forced up to an end marker and no further; whole where none is in it."""
+        if self.format.channel or self.tables.scalars["longest_finish"]:
+            raise FormatError(
+                f"format {self.format.name!r}: bare_close needs an end marker that is one token and leads straight to the "
+                f"answer, and {self.format.ends[0]!r} is spelled out or followed by a header"
+            )
+        ends = [i for i, token_id in enumerate(token_ids) if token_id in self._compiled.end_ids]
+        return token_ids[: ends[-1] + 1] if ends else token_ids
+
+    def _kinds_of(self, token_ids: list[int]) -> int:
+        """The kinds of marker that a sequence completes by itself."""
+        node = kinds = 0
+        for token_id in token_ids:
+            node, event = self.tables.step(node, token_id)
+            kinds |= int(self.tables.arrays["events"][event, 0])
+        return kinds
+
+    def _refuse_eos_in(self, eos: tuple[int, ...], forced: list[int]) -> None:
+        """An EOS inside what is forced would end the sequence in the middle of it."""
+        for token_id in sorted(set(eos) & {*forced, *self._compiled.arrays["seq_token"].tolist()}):
+            raise FormatError(
+                f"format {self.format.name!r}: token {token_id}, {self.vocabulary.token_bytes(token_id)!r}, is in the EOS "
+                "set and also needed to write a marker, its white space or a message: pass eos_token_id= without it"
+            )
+
+    def _message(self, field: str, text: str) -> list[int]:
+        """Spell a message; refuse one that holds special tokens, or that could complete a marker from any state."""
+        if not text:
+            return []
+        token_ids = self.vocabulary.encode(text)
+        if any(self.vocabulary.flags[t] & TokenFlag.SPECIAL for t in token_ids):
+            raise PolicyError(
+                f"{field}={text!r} holds a special token, which a reader may drop or stop at: leave it out"
+            )
+        if self.tables.kinds_on_the_way(np.array(token_ids, np.int32)):
+            raise PolicyError(f"{field}={text!r} could complete a marker of format {self.format.name!r}: reword it")
+        return token_ids
+
+    # --- walking a sequence ---
+
+    def start(
+        self,
+        prompt_ids: Sequence[int] | npt.NDArray[np.integer[Any]],
+        policy: ThinkPolicy | None = None,
+        *,
+        max_tokens: int | None = None,
+        eos_token_ids: Iterable[int] | None = None,
+        turn_start: int | None = None,
+    ) -> Row:
+        """Start a row behind a prompt; markers count only in the assistant's own turn.
+
+        `max_tokens` bounds the output, so that closing and the reserved answer still fit into it; `turn_start` is the
+        index in `prompt_ids` where the assistant's turn starts, found by the format's boundaries if None. InputError for
+        ids that are no token ids, and for a `max_tokens` that cannot hold opening, closing, answer and EOS.
+        """
+        ids = as_token_ids("prompt_ids", prompt_ids)
+        return self.start_bound(ids, self.bind(policy or ThinkPolicy(), eos_token_ids), max_tokens, turn_start)
+
+    def start_bound(
+        self,
+        ids: npt.NDArray[np.int32],
+        bound: BoundPolicy,
+        max_tokens: int | None = None,
+        turn_start: int | None = None,
+    ) -> Row:
+        """`start` for a policy that is bound already and ids that are contiguous int32."""
+        begin, raw = self.turn(ids, turn_start)
+        if max_tokens is not None and max_tokens < 0:
+            raise InputError(f"max_tokens={max_tokens}: must be how many tokens the output may have, None if unknown")
+        row = Row(bound)
+        row.start(ids[begin:], raw, -1 if max_tokens is None else min(max_tokens, 2**30))
+        if max_tokens is not None:
+            self._check_room(row, max_tokens)
+        return row
+
+    def turn(self, ids: npt.NDArray[np.int32], turn_start: int | None = None) -> tuple[int, bool]:
+        """(index of the turn's first own token, whether the prompt shows no chat): the header's own text is skipped."""
+        if turn_start is not None:
+            if not 0 <= turn_start <= len(ids):
+                raise InputError(
+                    f"turn_start={turn_start}: must be an index into the {len(ids)} prompt ids, or their number"
+                )
+            return turn_start, False
+        begin, raw = self.tables.turn_start(ids, self.turns)
+        return (begin if raw else begin + self._header_tokens(ids[begin:])), raw
+
+    def _header_tokens(self, turn: npt.NDArray[np.int32]) -> int:
+        """How many tokens at the start of a turn spell the header's own text."""
+        rest = self.format.header_text.encode()
+        count = 0
+        while rest and count < len(turn) and turn[count] < self.vocabulary.num_tokens:
+            piece = self.vocabulary.token_bytes(int(turn[count]))
+            piece = piece.lstrip(b" ") if count == 0 else piece
+            if not rest.startswith(piece.rstrip(b" \n\r\t")):
+                return 0
+            rest = rest[len(piece.rstrip(b" \n\r\t")) :]
+            count += 1
+        return 0 if rest else count
+
+    def most_room(self, bound: BoundPolicy) -> int:
+        """Tokens of output that opening, closing, the least answer and EOS take at most, wherever a prompt ends."""
+        opens = max(self.tables.scalars["header_tokens"], len(bound.sequence(1)), len(bound.sequence(3)))
+        return opens + bound.close_room
+
+    def _check_room(self, row: Row, max_tokens: int) -> None:
+        """Refuse a limit into which what is forced, the least answer and, behind thinking, EOS do not fit."""
+        policy, state = row.policy.source, PHASE_NAMES[row.phase]
+        opens, closes = 0, 0
+        if (state == "before" and policy.opening == "allow") or state == "heading":
+            opens = self.tables.scalars["header_tokens"]
+        elif state == "before":
+            opens = len(row.policy.sequence(1 if policy.opening == "force" else 3))
+        if state in ("thinking", "closing") or (state == "before" and policy.opening == "force"):
+            closes = row.policy.close_room - policy.min_answer_tokens
+        needed = opens + closes + policy.min_answer_tokens
+        if state not in ("answering", "done") and max_tokens < needed:
+            raise InputError(
+                f"max_tokens={max_tokens} is too small: opening, closing and an answer of "
+                f"{max(policy.min_answer_tokens, policy.reserve_answer_tokens)} take {needed}; raise max_tokens or lower "
+                "reserve_answer_tokens, min_answer_tokens or the close_message"
+            )
+
+    def advance(self, row: Row, token_id: int) -> None:
+        """Account for one sampled token. An impossible id makes the row inert: nothing is enforced any more."""
+        row.advance(token_id if 0 <= token_id < 2**31 else -1)
+
+    def decide(self, row: Row) -> Action:
+        """Say what the row's next step needs."""
+        return row.decide()
+
+    def apply(self, rows: Sequence[Row] | RowBatch, logits: Any) -> int:
+        """Edit logits in place so that each row can only go on as its policy allows.
+
+        logits: [num_rows, width] of float32, float16 or bfloat16, a numpy array or a torch tensor on the CPU, of any
+        strides. Returns how many rows were left as they were because another processor had banned all that is legal.
+        """
+        batch = rows if isinstance(rows, RowBatch) else RowBatch(list(rows))
+        address, dtype, shape, strides = _describe(logits)
+        if len(shape) != 2 or shape[0] != len(batch):
+            raise InputError(
+                f"logits have shape {list(shape)} for {len(batch)} rows: wanted [{len(batch)}, vocab_size]"
+            )
+        if shape[0] and 0 in strides and any(size > 1 and not stride for size, stride in zip(shape, strides, strict=True)):
+            raise InputError("logits share memory (an expanded view), so rows and tokens cannot differ: pass a copy")
+        return batch.apply(address, dtype, strides[0], strides[1], shape[1]) if shape[1] else 0
+
+    def explain(
+        self,
+        prompt_ids: Sequence[int],
+        output_ids: Sequence[int],
+        policy: ThinkPolicy | None = None,
+        *,
+        max_tokens: int | None = None,
+        eos_token_ids: Iterable[int] | None = None,
+        turn_start: int | None = None,
+    ) -> ThinkTrace:
+        """Walk a finished output again and say what happened in it; the arguments are those of `start`."""
+        row = self.start(prompt_ids, policy, max_tokens=max_tokens, eos_token_ids=eos_token_ids, turn_start=turn_start)
+        return explain(row, output_ids, self.vocabulary, self.format)
+
+
+def as_token_ids(name: str, ids: Any) -> npt.NDArray[np.int32]:
+    """Return ids as a contiguous int32 array; InputError for anything that is not a row of token ids."""
+    array = np.asarray(ids.tolist() if hasattr(ids, "tolist") else ids)
+    if array.size == 0:
+        return np.empty(0, np.int32)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InputError(
+            f"{name} has shape {list(array.shape)} and type {array.dtype}: wanted one row of whole numbers"
+        )
+    if array.min() < 0 or array.max() >= 2**31:
+        wrong = int(array.min()) if array.min() < 0 else int(array.max())
+        raise InputError(f"{name} holds {wrong}, which is no token id: leave out padding marks such as -100")
+    return np.ascontiguousarray(array, np.int32)
+
+
+def _describe(logits: Any) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
+    """(address, dtype code, shape, strides in elements) of a numpy array or CPU tensor."""
+    code = _dtype_code(logits.dtype if hasattr(logits, "dtype") else type(logits).__name__)
+    if hasattr(logits, "data_ptr"):
+        if not logits.is_cpu:
+            raise InputError(f"logits are on {logits.device}: wanted a tensor on the CPU")
+        return logits.data_ptr(), code, logits.shape, logits.stride()
+    interface = logits.__array_interface__
+    if interface["data"][1]:
+        raise InputError("logits are read-only, but have to be edited in place: pass a writable array")
+    address = interface["data"][0]
+    if any(offset % logits.itemsize for offset in (address, *logits.strides)):
+        raise InputError("logits lie askew in memory (a field of a structured array?): pass a copy")
+    strides = tuple(stride // logits.itemsize for stride in logits.strides)
+    return address, code, logits.shape, strides
+
+
+@cache
+def _dtype_code(dtype: Any) -> int:
+    """The core's code of a numpy or torch dtype; remembered, for to spell a dtype costs more than a row."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in _core.DTYPES:
+        raise InputError(f"logits are {name}: wanted float32, float16 or bfloat16")
+    return _core.DTYPES[name]

@@ -1,0 +1,79 @@
+"""Where a sequence stands, for a host that hands over nothing but token ids: found from the histories seen before."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from thinkguard.core._core import BoundPolicy, Row
+from thinkguard.core.program import ThinkProgram
+from thinkguard.errors import InputError
+
+_REMEMBERED = 64  # sequences kept beside those of the last call, or twice as many as its rows
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True, eq=False)
+class Seen:
+    """A sequence that was seen, and where it stands."""
+
+    ids: Ids
+    prompt: int  # its first tokens are the prompt
+    row: Row
+
+
+class History:
+    """Where sequences stand, found from the sequences that were seen before."""
+
+    def __init__(
+        self, program: ThinkProgram, bound: BoundPolicy, prompt: int | None = None, max_tokens: int | None = None
+    ) -> None:
+        self.program, self.bound, self.prompt, self.max_tokens = program, bound, prompt, max_tokens
+        self.last: list[Seen] = []
+        self.older: deque[Seen] = deque()
+
+    def rows(self, batch: Ids) -> list[Row]:
+        """The state behind each sequence. batch: [num_rows, length], strides as they come"""
+        seen = [
+            self._find(i, ids) for i, ids in enumerate(np.array(batch, np.int64))
+        ]  # a copy: hosts reuse their buffers
+        again = {id(one) for one in seen}
+        self.older.extend(other for other in self.last if id(other) not in again)
+        while len(self.older) > max(_REMEMBERED, 2 * len(seen)):
+            self.older.popleft()
+        self.last = seen
+        return [one.row for one in seen]
+
+    def _find(self, index: int, ids: Ids) -> Seen:
+        """Continue the sequence that all but the last token of `ids` were seen in, else take `ids` for a prompt."""
+        if not len(ids):  # inputs_embeds: the prompt has no ids
+            return self._walk(ids, 0)
+        before = len(ids) - 1
+        own = self.last[index : index + 1]
+        for seen in (*own, *(other for other in self.last if other not in own), *reversed(self.older)):
+            if len(seen.ids) < before or len(ids) < seen.prompt or not np.array_equal(seen.ids[:before], ids[:-1]):
+                continue
+            if len(seen.ids) == before:
+                row = seen.row.copy()
+                self.program.advance(row, int(ids[-1]))
+                return Seen(ids, seen.prompt, row)
+            if len(seen.ids) == len(ids) and seen.ids[-1] == ids[-1]:
+                return seen
+            if before >= seen.prompt or seen.ids[before] == ids[-1]:
+                return self._walk(ids, seen.prompt)
+        return self._walk(ids, len(ids) if self.prompt is None else min(self.prompt, len(ids)))
+
+    def _walk(self, ids: Ids, prompt: int) -> Seen:
+        row = self.program.start_bound(_prompt_ids(ids[:prompt]), self.bound, self.max_tokens)
+        row.advance_all(ids[prompt:])
+        return Seen(ids, prompt, row)
+
+
+def _prompt_ids(ids: Ids) -> npt.NDArray[np.int32]:
+    if len(ids) and (ids.min() < 0 or ids.max() >= 2**31):
+        wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
+        raise InputError(f"input_ids holds {wrong}, which is no token id: pad with the tokenizer's pad token")
+    return ids.astype(np.int32)

@@ -1,0 +1,97 @@
+"""Editing torch scores, on the host or on their device; for the processors of `generate` and of continuous batching."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+
+from thinkguard.core._core import BoundPolicy, RowBatch
+from thinkguard.core.program import ThinkProgram
+from thinkguard.errors import InputError
+
+if TYPE_CHECKING:
+    from thinkguard.device.sequences import DeviceSequences
+    from thinkguard.device.tables import DeviceProgram
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_CODES = {dtype: code for code, dtype in enumerate(FLOATS)}  # the values of tg_dtype
+
+
+def edit_scores(batch: RowBatch, scores: torch.Tensor) -> torch.Tensor:
+    """Edit scores in place; those on another device through a copy on the CPU."""
+    code, shape = _CODES.get(scores.dtype), scores.shape
+    if code is None or len(shape) != 2 or shape[0] != len(batch):
+        wanted = f"wanted float32, float16 or bfloat16, [{len(batch)}, vocab_size]"
+        raise InputError(f"scores are {scores.dtype} of shape {list(shape)}: {wanted}")
+    on_cpu = scores if scores.is_cpu else scores.cpu()
+    row_stride, stride = on_cpu.stride()
+    batch.apply(on_cpu.data_ptr(), code, row_stride, stride, shape[1])
+    return scores if on_cpu is scores else scores.copy_(on_cpu)
+
+
+class DeviceRows:
+    """The rows of `generate()` where scores and ids are both on a GPU: found, advanced and edited there, in one launch.
+
+    `prompt` and `max_tokens` are those of an attached call, None where they are not known. `tables` keeps what lies on each
+    device, for all calls of one processor.
+    """
+
+    def __init__(
+        self,
+        program: ThinkProgram,
+        bound: BoundPolicy,
+        tables: dict[torch.device, DeviceProgram],
+        prompt: int | None = None,
+        max_tokens: int | None = None,
+    ) -> None:
+        self.program, self.bound, self.tables, self.prompt, self.max_tokens = program, bound, tables, prompt, max_tokens
+        self._sequences: DeviceSequences | None = None
+
+    def edit(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Edit scores in place behind each sequence. input_ids: [num_rows, length], scores: [num_rows, width]"""
+        sequences = self._sequences
+        if sequences is None or sequences.device != scores.device:
+            from thinkguard.device.sequences import DeviceSequences
+            from thinkguard.device.tables import DeviceProgram
+
+            if scores.device not in self.tables:
+                self.tables[scores.device] = DeviceProgram(self.program, scores.device)
+            sequences = DeviceSequences(self.tables[scores.device], self.bound, self.prompt, self.max_tokens)
+            self._sequences = sequences
+        sequences.apply(input_ids if input_ids.stride(1) == 1 else input_ids.contiguous(), scores)
+        return scores
+
+
+def check_arguments(input_ids: torch.Tensor, scores: torch.Tensor) -> None:
+    """InputError for ids or scores that are no batch of sequences and their logits."""
+    if input_ids.ndim == 1 and scores.ndim == 2:
+        raise InputError(
+            "input_ids has one dimension, as in continuous batching, where they are no histories: use "
+            "`with guard.attach(model): model.generate_batch(...)`"
+        )
+    if input_ids.ndim != 2 or input_ids.is_floating_point():
+        raise InputError(
+            f"input_ids is {input_ids.dtype} of shape {list(input_ids.shape)}: wanted ids, [num_rows, length]"
+        )
+    if scores.ndim != 2 or scores.dtype not in FLOATS:
+        raise InputError(
+            f"scores are {scores.dtype} of shape {list(scores.shape)}: wanted float32, float16 or bfloat16, "
+            "[num_rows, vocab_size]"
+        )
+    if len(input_ids) != len(scores):
+        raise InputError(
+            f"input_ids has {len(input_ids)} rows and scores {len(scores)}: wanted one row of scores for each"
+        )
+
+
+_ON_CPU = False  # whether the Triton kernels run on the CPU too: its interpreter does, in tests
+_HAS_TRITON = find_spec("triton") is not None
+
+
+def runs_on_device(input_ids: torch.Tensor, scores: torch.Tensor) -> bool:
+    """Whether a step can be done where its tensors are, without a word to the host."""
+    if not (scores.is_cuda or _ON_CPU):  # a flag: to spell `device.type` takes 10 us behind a model's step
+        return False
+    return _HAS_TRITON and input_ids.device == scores.device and input_ids.shape[1] > 0

@@ -1,0 +1,161 @@
+"""What becomes of each request in a vLLM engine: its fields over the server's default, bound to the served model.
+
+An exception here would end the engine for everybody, so a request that cannot be guarded is left alone, and the reason is
+logged once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from vllm.logger import init_logger
+
+from thinkguard.core._core import MAX_EOS, BoundPolicy
+from thinkguard.core.program import ThinkProgram
+from thinkguard.errors import FormatError, PolicyError, ThinkGuardError, UnsupportedError
+from thinkguard.policy import POLICY_DEFAULTS, ThinkPolicy, shown
+from thinkguard.requests.admission import ARGUMENT, asked_for, server_default, with_budget
+from thinkguard.requests.merge import merged
+from thinkguard.vllm.grammar import why_no_grammar
+
+_MAX_KEPT = 256  # different requests whose policies are kept bound
+_MAX_SAID = 64  # reasons that are logged: requests choose the words in them
+
+_LOG = init_logger("vllm.thinkguard")  # vLLM gives handlers to its own loggers alone
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """How one request is guarded."""
+
+    bound: BoundPolicy
+    guards_raw: bool  # also where the prompt shows no chat turn
+
+
+class Requests:
+    """The server's default, and what becomes of it for each request.
+
+    `vllm_config.additional_config["thinkguard"]` holds policy fields, `format` (a family's name, detected from tokenizer
+    and chat template if absent) and `raw_completions` (true: prompts without a chat turn are guarded by default as well).
+    false guards only the requests that ask for it. PolicyError, FormatError or UnsupportedError where that cannot be done.
+    """
+
+    def __init__(self, vllm_config: Any) -> None:
+        model = vllm_config.model_config
+        _check_model(model)
+        self._said: set[str] = set()
+        self._max_model_len: int = model.max_model_len
+        self.vocab_size: int = model.get_vocab_size()
+        default, format, self._raw = server_default(vllm_config.additional_config)
+        self._by_default = default is not None
+        self._default = {name: value for name, value in (default or {}).items() if value != POLICY_DEFAULTS[name]}
+
+        from vllm.tokenizers import cached_tokenizer_from_config
+
+        tokenizer = cached_tokenizer_from_config(model)
+        self.program = _compile(format, tokenizer, self.vocab_size)
+        policy = ThinkPolicy(**self._default)
+        self.program.bind(policy if self.program.eos_token_ids else replace(policy, max_answer_tokens=None))
+        self._no_grammar = why_no_grammar(self.program, tokenizer, vllm_config.structured_outputs_config)
+        self._kept = lru_cache(_MAX_KEPT)(self._resolve)
+        evidence = "; ".join(self.program.format.evidence) or "named by the server"
+        guarded = f"by default, {self._default or 'no field set'}" if self._by_default else "where a request asks for it"
+        _LOG.info_once("thinkguard: format %r (%s); guarding %s", self.program.format.name, evidence, guarded)
+
+    def guard_of(self, params: Any) -> Guard | None:
+        """How to guard a request; None leaves it alone. Never raises, whatever `params` holds."""
+        try:
+            return self._guard_of(params)
+        except Exception as error:
+            self.say(f"a request is left alone: {shown(error)}")
+            return None
+
+    def limit_of(self, params: Any, prompt_len: int) -> int:
+        """How many tokens the output may have."""
+        room = max(self._max_model_len - prompt_len, 0)
+        return room if params.max_tokens is None else max(min(params.max_tokens, room), 0)
+
+    def say(self, reason: str) -> None:
+        """Log a reason once."""
+        if reason not in self._said and len(self._said) < _MAX_SAID:
+            self._said.add(reason)
+            more = "; reasons that come up from here on are not logged" if len(self._said) == _MAX_SAID else ""
+            _LOG.warning("thinkguard: %s%s", reason, more)
+
+    def _guard_of(self, params: Any) -> Guard | None:
+        asked: bool | dict[str, Any] | None = None
+        if isinstance(params.extra_args, Mapping) and ARGUMENT in params.extra_args:
+            try:
+                asked = asked_for(params.extra_args[ARGUMENT])
+            except PolicyError as error:  # it came past admission
+                self.say(f"a request's arguments are ignored, the server's default holds: {error}")
+        if asked is False or (asked is None and not self._by_default):
+            return None
+        if asked is None and params.max_tokens == 1:
+            self.say("requests for one token, as beam search and scoring make them, are left alone unless they ask")
+            return None
+        if getattr(params, "trace_decode_token_ids", None):
+            self.say("a request with trace_decode_token_ids is left alone: the trace decides every token")
+            return None
+        fields = with_budget(asked) if isinstance(asked, dict) else {}
+        first = () if params.eos_token_id is None else (params.eos_token_id,)
+        stops = tuple(dict.fromkeys((*first, *sorted(params.stop_token_ids or ()))))
+        grammar = params.structured_outputs is not None and not params.structured_outputs.all_constraints_none()
+        return self._kept(asked is not None, tuple(sorted(fields.items())), stops, bool(params.ignore_eos), grammar)
+
+    def _resolve(
+        self, asks: bool, fields: tuple[tuple[str, Any], ...], stops: tuple[int, ...], ignore_eos: bool, grammar: bool
+    ) -> Guard | None:
+        if grammar and self._no_grammar:
+            self.say(f"requests with structured outputs are left alone, budgets included: {self._no_grammar}")
+            return None
+        policy, dropped = merged(dict(fields), self._default)
+        for reason in dropped:
+            self.say(reason)
+        eos = self._eos(stops, ignore_eos)
+        if policy.max_answer_tokens is not None and not eos:
+            self.say("max_answer_tokens does not apply to a request that nothing stops (ignore_eos without stop_token_ids)")
+            policy = replace(policy, max_answer_tokens=None)
+        try:
+            return Guard(self.program.bind(policy, eos, bare_close=grammar), asks or self._raw)
+        except ThinkGuardError as error:
+            self.say(f"a request is left alone: {error}")
+            return None
+
+    def _eos(self, stops: tuple[int, ...], ignore_eos: bool) -> tuple[int, ...]:
+        """The ids that end a sequence: those at which vLLM stops, then the tokenizer's and the format's turn ends.
+
+        The model means the end of its turn by the latter even where the server was not told to stop there: inside the
+        thinking they would leave it unclosed (a client's stop string may well be one). Behind one in the answer the turn
+        is over and nothing is guarded any more. With ignore_eos they are plain tokens.
+        """
+        more = () if ignore_eos else tuple(t for t in self.program.eos_token_ids if t not in stops)
+        if more and stops:
+            names = ", ".join(f"{t} ({self.program.vocabulary.token_bytes(t).decode(errors='replace')})" for t in more)
+            self.say(
+                f"vLLM does not stop at {names}, where a turn of format {self.program.format.name!r} ends, and what it "
+                "generates behind it is not guarded: list these ids in generation_config.json or in stop_token_ids"
+            )
+        return (*stops, *more[: max(MAX_EOS - len(stops), 0)])
+
+
+def _check_model(model: Any) -> None:
+    if model.skip_tokenizer_init:
+        raise UnsupportedError(
+            "skip_tokenizer_init: thinkguard finds markers in what tokens spell, so it needs the tokenizer; start without it"
+        )
+    if getattr(model, "is_diffusion", False):
+        raise UnsupportedError(f"{model.model}: a diffusion model does not write in order; start without thinkguard")
+    if model.runner_type == "pooling":
+        raise UnsupportedError(f"{model.model}: a pooling model generates no text; start without thinkguard")
+
+
+def _compile(format: str | None, tokenizer: Any, vocab_size: int) -> ThinkProgram:
+    try:
+        return ThinkProgram(format, tokenizer, vocab_size)
+    except FormatError as error:
+        remedy = '--additional-config \'{"thinkguard": {"format": "..."}}\''
+        raise FormatError(f"{error} (in vLLM by {remedy})") from error

@@ -1,0 +1,110 @@
+"""vLLM's V1 runner: a row per batch index, advanced from the request's own list of output tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
+from vllm.v1.sample.logits_processor.interface import AddedRequest
+
+from thinkguard.core._core import DTYPES, Row
+from thinkguard.core._slots import ACTION_FIELDS, Slots
+
+if TYPE_CHECKING:
+    from thinkguard.vllm.engine_requests import Requests
+
+_CODES = {getattr(torch, name): code for name, code in DTYPES.items()}
+_NO_TOKEN = 2**31 - 1  # an id beyond every vocabulary: a token without text
+
+
+class V1Rows:
+    """The guarded requests of V1's persistent batch.
+
+    A step costs what its rows gained, whatever their length; Python does no work for a single row but when it joins the
+    batch. Nothing here raises on account of a request: an exception would end the engine for everybody. Logits have a row
+    for each request of the batch, also for those whose prompt is not read to its end; V1 drops what it samples for them.
+    """
+
+    def __init__(self, requests: Requests, device: torch.device) -> None:
+        self._requests, self._slots = requests, Slots()
+        self._on_cpu = device.type == "cpu"
+        self._device: Any = None
+        if device.type == "cuda":
+            from thinkguard.device.edits import DeviceEdits
+            from thinkguard.device.tables import DeviceProgram
+
+            self._device = DeviceEdits(DeviceProgram(requests.program, device))
+        self._actions = np.empty((0, ACTION_FIELDS), np.int32)
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """Follow the batch: first what was removed, then added, then moved. Output lists are not read yet."""
+        if batch_update is None:
+            return
+        for index in batch_update.removed:
+            self._slots.remove(index)
+        for added in batch_update.added:
+            self._add(added)
+        for source, target, direction in batch_update.moved:
+            self._slots.move(source, target, direction is MoveDirectionality.SWAP)
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """Edit the logits in place; a step without edits does not touch them. logits: [num_requests, vocab_size]"""
+        num_edits = self._slots.step(logits.shape[0])
+        if num_edits and self._on_cpu and (code := _CODES.get(logits.dtype)) is not None:
+            row_stride, stride = logits.stride()
+            self._slots.edit(logits.data_ptr(), code, row_stride, stride, logits.shape[1])
+        elif num_edits and self._device is not None:
+            self._device.apply(logits, self._actions_of(num_edits), self._slots.policies)
+        elif num_edits:
+            self._edit_on_device(logits, self._actions_of(num_edits))
+        if self._slots.num_waiting:
+            self._requests.say(
+                "a request was left alone for a step: its next token was asked for before the last one was known (-1 in its "
+                "output). vLLM fills these in for processors named by --logits-processors or logits_processors=; name "
+                "thinkguard there, or pass --no-async-scheduling"
+            )
+        return logits
+
+    def _add(self, added: AddedRequest) -> None:
+        """Start a request's row behind its prompt, which stays the user's own over preemption; or leave it alone."""
+        index, params, prompt_ids, output = added
+        row = self._row(params, prompt_ids)
+        if row is None:
+            self._slots.remove(index)
+        else:
+            self._slots.put(index, row, output)
+
+    def _row(self, params: Any, prompt_ids: list[int] | None) -> Row | None:
+        guard = self._requests.guard_of(params)
+        if guard is None:
+            return None
+        if prompt_ids is None:
+            self._requests.say("requests whose prompt is given as embeddings are left alone: no ids to read a turn from")
+            return None
+        wide = np.array(prompt_ids, np.int64)
+        ids = np.where((wide < 0) | (wide >= _NO_TOKEN), _NO_TOKEN, wide).astype(np.int32)
+        begin, raw = self._requests.program.turn(ids)
+        if raw and not guard.guards_raw:
+            return None
+        row = Row(guard.bound)
+        row.start(ids[begin:], raw, min(self._requests.limit_of(params, len(ids)), 2**30))
+        return row
+
+    def _edit_on_device(self, logits: torch.Tensor, actions: npt.NDArray[np.int32]) -> None:
+        """Edit logits that C cannot reach, the rows that need it alone, as copies on the CPU."""
+        index = torch.from_numpy(actions[:, 0].astype(np.int64)).to(logits.device)
+        rows = logits.index_select(0, index).cpu()
+        rows = rows if rows.dtype in _CODES else rows.float()
+        row_stride, stride = rows.stride()
+        self._slots.edit(rows.data_ptr(), _CODES[rows.dtype], row_stride, stride, rows.shape[1], gathered=True)
+        logits.index_copy_(0, index, rows.to(logits))
+
+    def _actions_of(self, num_edits: int) -> npt.NDArray[np.int32]:
+        """What this step edits, as `Slots.write_actions` has it; good until the next step."""
+        if len(self._actions) < num_edits:
+            self._actions = np.empty((2 * num_edits, ACTION_FIELDS), np.int32)
+        self._slots.write_actions(self._actions)
+        return self._actions[:num_edits]
