@@ -1,6 +1,8 @@
 # make demo and make test need nothing but Python 3.10+ and a C compiler; the rest is made here.
 # On a machine with a GPU: make test TORCH=torch VLLM=vllm. Where vLLM has no wheel: VLLM= leaves it and its tests out.
 PYTHON ?= python3
+# Some containers set it; then every process compiles what it imports anew, which for vLLM takes 11 of 20 seconds.
+unexport PYTHONDONTWRITEBYTECODE
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0

@@ -23,6 +23,7 @@ os.environ.update(
     TRITON_INTERPRET="1", HF_HUB_OFFLINE="1", VLLM_CPU_KVCACHE_SPACE="1", VLLM_ENABLE_V1_MULTIPROCESSING="0",
     VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1", VLLM_CPU_OMP_THREADS_BIND="nobind", OMP_NUM_THREADS="1",
 )  # fmt: skip
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # children that import vLLM would compile it anew, each for ten seconds
 HOSTS = (
     *("torch", "transformers", "tokenizers", "sentencepiece", "tiktoken", "jinja2", "triton", "vllm", "openai"),
     *("pyarrow", "orjson", "matplotlib", "ray", "trl", "psutil", "sglang", "xgrammar", "llguidance"),

@@ -597,7 +597,8 @@ def test_the_frontend_imports_nothing_that_only_a_worker_needs():
     code = (
         "import sys, vllm.sampling_params\nbefore = set(sys.modules)\nimport thinkguard.vllm\n"
         "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
-        "heavy = {'thinkguard.' + name for name in ('device', 'vllm.v1', 'vllm.v2', 'core._slots', 'hf')} & set(sys.modules)\n"
+        "names = ('device', 'vllm.v1', 'vllm.v2', 'core._slots', 'hf')\n"
+        "heavy = {'thinkguard.' + name for name in names} & set(sys.modules)\n"
         "print(sorted(heavy), sorted(new & {'triton', 'torch', 'transformers', 'xgrammar'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
