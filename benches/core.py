@@ -14,7 +14,7 @@ import numpy as np
 
 from thinkguard import ThinkFormat, ThinkPolicy, ThinkProgram, Vocabulary
 from thinkguard.bench.timing import Round, Spread, spread_of_rounds, with_pace
-from thinkguard.core._core import RowBatch
+from thinkguard.core._core import StateBatch
 
 ROWS, WIDTH, REPEATS, STEPS = 256, 151_936, 30, 50
 
@@ -41,7 +41,7 @@ class Walk:
         row = self.program.start(encode("<|im_start|>assistant\n" + opened), policy)
         token = encode(" the")[0]
         row.advance_all(np.full(thinking, token, np.int64))
-        self.rows = RowBatch([row.copy() for _ in range(ROWS)])
+        self.rows = StateBatch([row.copy() for _ in range(ROWS)])
         self.tokens = np.full(ROWS, token, np.int64)
         self.logits = np.random.default_rng(1).standard_normal((ROWS, WIDTH), np.float32)
         self.address = self.logits.__array_interface__["data"][0]
@@ -105,8 +105,8 @@ def run(num_rounds: int = 1, pause: float = 0.0) -> dict[str, Any]:
         scalar_writes=scalar_writes(quiet),
     )  # fmt: skip
     seen = num_rounds * (REPEATS + 3) * STEPS
-    assert quiet.rows.rows[0].thinking_tokens == seen
-    assert long.rows.rows[0].thinking_tokens == seen + 32_768
+    assert quiet.rows.states[0].thinking_tokens == seen
+    assert long.rows.states[0].thinking_tokens == seen + 32_768
     added = quiet.program.vocabulary.added
     assert quiet.logits[0, added["<|im_end|>"]] == quiet.logits[7, added["<think>"]] == -np.inf
     assert np.isfinite(empty.logits).all()

@@ -72,7 +72,7 @@ def hf_call() -> dict[str, Any]:
 
     _, pace = with_pace(call_all)
     assert attached._batch is not None
-    assert attached._batch.rows[0].thinking_tokens == REPEATS * CALLS - 1
+    assert attached._batch.states[0].thinking_tokens == REPEATS * CALLS - 1
     for name in times:
         out[name] = spread(times[name], "us per call", pace)
     out["added"] = {"median": out["guarded"]["median"] - out["returns"]["median"], "unit": "us per call"}

@@ -11,7 +11,7 @@ import torch
 from gpu_common import WIDTH, Host, Result, Sequence, chat, differences, edit_in_c, program, row, started
 
 from thinkguard import ThinkPolicy
-from thinkguard.core._core import Row
+from thinkguard.core._core import ThinkState
 from thinkguard.device.sequences import DeviceSequences
 from thinkguard.device.tables import DeviceProgram
 
@@ -114,10 +114,10 @@ class Requests:
         self.seen["drafts"] += len(rows) - len(order)
         self.commit(rows, offsets, inputs, self.sampled(logits))
 
-    def walk_in_c(self, rows: list[int], offsets: list[int], inputs: list[int]) -> list[Row | None]:
+    def walk_in_c(self, rows: list[int], offsets: list[int], inputs: list[int]) -> list[ThinkState | None]:
         """C's row at each row of logits, None where a raw prompt is left alone; states are compared on the way."""
         states = self.host.slots.states.tolist()
-        walked: list[Row | None] = []
+        walked: list[ThinkState | None] = []
         for slot, offset, token in zip(rows, offsets, inputs, strict=True):
             sequence = self.sequences[slot]
             if offset == 0:

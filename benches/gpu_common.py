@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 
 from thinkguard import ThinkFormat, ThinkPolicy, ThinkProgram, Vocabulary
-from thinkguard.core._core import Row, RowBatch
+from thinkguard.core._core import StateBatch, ThinkState
+from thinkguard.core.names import Dtype
 from thinkguard.device.slots import DeviceSlots
 from thinkguard.device.tables import ROW_FIELDS, DeviceProgram
 
@@ -87,7 +88,7 @@ class Sequence:
 
     policy: npt.NDArray[np.int32]
     prompt: list[int]
-    row: Row
+    row: ThinkState
     limit: int
     left_alone: bool  # a raw prompt whose policy does not guard those
 
@@ -131,15 +132,15 @@ def started(
     """A sequence behind its prompt."""
     bound = tables.program.bind(policy)
     begin, raw = tables.program.turn(np.array(prompt, np.int32))
-    sequence = Sequence(tables.pack_policy(bound, raw_too), prompt, Row(bound), limit, raw and not raw_too)
+    sequence = Sequence(tables.pack_policy(bound, raw_too), prompt, ThinkState(bound), limit, raw and not raw_too)
     sequence.row.start(np.array(prompt[begin:], np.int32), raw, limit)
     return sequence
 
 
-def edit_in_c(rows: list[Row], logits: torch.Tensor) -> None:
+def edit_in_c(rows: list[ThinkState], logits: torch.Tensor) -> None:
     """Edit logits on the CPU, [num_rows, width], in place."""
-    code = (torch.float32, torch.float16, torch.bfloat16).index(logits.dtype)  # tg_dtype
-    RowBatch(rows).apply(logits.data_ptr(), code, logits.stride(0), logits.stride(1), logits.shape[1])
+    code = Dtype[str(logits.dtype).removeprefix("torch.").upper()]
+    StateBatch(rows).apply(logits.data_ptr(), code, logits.stride(0), logits.stride(1), logits.shape[1])
 
 
 def differences(got: torch.Tensor, want: torch.Tensor) -> Iterator[tuple[int, int, float, float]]:

@@ -9,6 +9,7 @@ import torch
 from gpu_common import WIDTH, Host, NotMeasured, chat, differences, edit_in_c, started
 
 from thinkguard import ThinkPolicy
+from thinkguard.core.names import ActionKind
 from thinkguard.device.tables import DeviceProgram
 
 BUDGET = 2**29
@@ -117,7 +118,7 @@ class Scene:
             walk.advance_all(ids[prompt : lengths[slot]].astype(np.int64))
             state = self.host.state(slot)
             assert state == walk.as_dict(), f"slot {slot}: state {state}, C has {walk.as_dict()}"
-            action = ("free", "force", "edit", "allow")[walk.decide().kind]
+            action = ActionKind(walk.decide().kind).name.lower()
             assert action == self.setting.action, f"slot {slot}: {action}"
             walked = [walk.copy()]
             for token in self.inputs[slot * each + 1 : (slot + 1) * each].tolist():

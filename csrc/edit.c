@@ -107,7 +107,7 @@ static int is_never(const tg_program* program, int32_t token) {
   return 0;
 }
 
-/* Bytes of a character that the text misses after a token, taken that it follows `pending` missing ones. */
+/* Bytes that the text's last character lacks behind a token, if it lacked `pending` before it. */
 static int32_t missing_after(uint32_t info, int32_t pending) {
   if (!(info & TG_TEXT)) return pending;
   int32_t continuing = (int32_t)(info >> 26 & 3);
@@ -132,7 +132,7 @@ int32_t tg_allows(const tg_program* program, const tg_policy* policy, const tg_a
   if (action->kind == TG_FREE) return 1;
   if (action->kind == TG_FORCE) return token == action->token;
   uint32_t mark = mark_of(program, action->node, token);
-  if (action->kind == TG_ALLOW) return tg_mark_allowed(mark, action->forbidden);
+  if (action->kind == TG_ALLOW) return tg_mark_allowed(mark, action->allowed);
   if (tg_is_eos(policy, token)) return !eos_is_banned(program, action, token);
   uint32_t info = tg_info(program, token);
   if (tg_mark_banned(mark, action->forbidden) || mark & moved_kinds(action)) return 0;
@@ -156,6 +156,7 @@ static void ban_beyond(const logits_row* row, const tg_program* program, const t
 }
 
 static void ban_cut(const logits_row* row, const tg_program* program, const tg_policy* policy, const tg_action* action) {
+  TG_ASSERT(action->cut >= 1 && action->cut <= 3 && action->pending >= 0 && action->pending <= 3);
   ban_list(row, policy, program->partial[action->cut - 1], program->num_partial[action->cut - 1], 1);
   if (action->pending < action->cut) return;
   for (int32_t k = 1; k <= 2 && action->pending - k >= action->cut; k++)
@@ -228,11 +229,11 @@ static int32_t apply_allow(const logits_row* row, const tg_program* program, con
   int32_t begin = program->mark_offset[action->node], end = program->mark_offset[action->node + 1];
   int survives = 0;
   for (int32_t i = begin; i < end && !survives; i++)
-    survives = tg_mark_allowed(program->mark_mask[i], action->forbidden) && can_be_sampled(row, program->mark_token[i]);
+    survives = tg_mark_allowed(program->mark_mask[i], action->allowed) && can_be_sampled(row, program->mark_token[i]);
   if (!survives) return 0;
   int32_t from = 0; /* marks ascend by token: ban the gaps between the allowed ones */
   for (int32_t i = begin; i < end; i++) {
-    if (!tg_mark_allowed(program->mark_mask[i], action->forbidden) || program->mark_token[i] >= row->width) continue;
+    if (!tg_mark_allowed(program->mark_mask[i], action->allowed) || program->mark_token[i] >= row->width) continue;
     ban_range(row, from, program->mark_token[i]);
     from = program->mark_token[i] + 1;
   }
@@ -256,6 +257,7 @@ static TG_OUT_OF_LINE int32_t carry_out(const tg_program* program, const tg_poli
 int32_t tg_apply(const tg_program* program, const tg_policy* policy, const tg_action* action, void* logits, tg_dtype dtype,
                  int64_t stride, int32_t width) {
   if (action->kind == TG_FREE) return 1;
+  TG_ASSERT(action->node >= 0 && action->node < program->num_nodes && width >= 0 && stride != 0);
   logits_row row = {logits, dtype, stride, width};
   return carry_out(program, policy, action, &row);
 }

@@ -365,7 +365,8 @@ static tg_status keep_mark(builder* b, int32_t node, int32_t token, uint32_t mas
   return status ? status : push(&b->mark_mask, &mask);
 }
 
-/* A node's marks are the root's, except where the node's exceptions speak; what extends the root extends no other node. */
+/* A node's marks: the root's, replaced by its own where the node has an exception. TG_EXTENDS is dropped from what is copied:
+ * it says of a token that it continues what is half written, which holds at the node it was found at alone. */
 static tg_status mark_node(builder* b, int32_t node, const exception* found, size_t count, size_t num_root_marks) {
   tg_status status = TG_OK;
   size_t r = 0, e = 0;

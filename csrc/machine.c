@@ -1,6 +1,6 @@
 /* machine.c: where a sequence stands and what its next step needs.
  *
- * tg_advance moves a row over one token: the automaton says which markers the token completed, the last of them decides the
+ * tg_advance moves a state over one token: the automaton says which markers the token completed, the last of them decides the
  * phase, the counters follow, and `settle` looks ahead for what has to be forced. tg_decide only reads. Numbers in comments
  * are the rules of docs/semantics.md.
  */
@@ -13,79 +13,107 @@ static const tg_event* event_at(const tg_program* program, uint32_t step) { retu
 
 uint32_t tg_step(const tg_program* program, int32_t node, int32_t token) {
   if (!(tg_info(program, token) & TG_TEXT)) return (uint32_t)node;
+  TG_ASSERT(node >= 0 && node < program->num_nodes);
   if (!node) return program->step[token];
   int32_t at = tg_find(program->except_token, program->except_offset[node], program->except_offset[node + 1], token);
   return at < 0 ? program->step[token] : program->except_step[at];
 }
 
+int32_t tg_kinds_on_the_way(const tg_program* program, const int32_t* tokens, int64_t num_tokens) {
+  int32_t kinds = 0;
+  for (int32_t from = 0; from < program->num_nodes; from++) {
+    int32_t node = from;
+    for (int64_t i = 0; i < num_tokens; i++) {
+      uint32_t step = tg_step(program, node, tokens[i]);
+      node = (int32_t)(step & 0xFFFF);
+      kinds |= event_at(program, step)->kinds;
+    }
+  }
+  return kinds;
+}
+
+/* Count one more, up to INT32_MAX. */
+static inline void count(int32_t* counter) { *counter += *counter != INT32_MAX; }
+
 /* --- sequences --- */
 
 static const int32_t* sequence(const tg_program* program, const tg_policy* policy, int32_t seq, int32_t* length) {
+  TG_ASSERT(seq > TG_SEQ_NONE);
   const int32_t* offset = seq < TG_SEQ_PROGRAM ? policy->seq_offset + seq : program->seq_offset + (seq - TG_SEQ_PROGRAM);
   *length = offset[1] - offset[0];
-  return (seq < TG_SEQ_PROGRAM ? policy->tokens : program->seq_token) + offset[0];
+  TG_ASSERT(*length >= 0);
+  return (seq < TG_SEQ_PROGRAM ? tg_policy_tokens(policy) : program->seq_token) + offset[0];
 }
 
-static void begin_sequence(const tg_program* program, const tg_policy* policy, tg_row* row, int32_t seq, int32_t pos) {
+static void begin_sequence(const tg_program* program, const tg_policy* policy, tg_state* state, int32_t seq, int32_t pos) {
   int32_t length;
   sequence(program, policy, seq, &length);
-  row->seq = pos < length ? seq : TG_SEQ_NONE;
-  row->pos = row->seq ? pos : 0;
+  state->seq = pos < length ? seq : TG_SEQ_NONE;
+  state->pos = state->seq ? pos : 0;
 }
 
 /* The token of a sequence under way, -1: none. */
-static int32_t next_in_sequence(const tg_program* program, const tg_policy* policy, const tg_row* row) {
-  if (!row->seq) return -1;
+static int32_t next_in_sequence(const tg_program* program, const tg_policy* policy, const tg_state* state) {
+  if (!state->seq) return -1;
   int32_t length;
-  return sequence(program, policy, row->seq, &length)[row->pos];
+  const int32_t* tokens = sequence(program, policy, state->seq, &length);
+  TG_ASSERT(state->pos >= 0 && state->pos < length);
+  return tokens[state->pos];
 }
 
 /* --- budgets --- */
 
 int32_t tg_close_room(const tg_program* program, const tg_policy* policy) {
-  int32_t answer = policy->reserve_answer > policy->min_answer ? policy->reserve_answer : policy->min_answer;
+  int32_t answer =
+      policy->reserve_answer_tokens > policy->min_answer_tokens ? policy->reserve_answer_tokens : policy->min_answer_tokens;
   return policy->longest_close + program->header_tokens + answer + 1;
 }
 
+/* Tokens of output that are left, which has a limit; not below 0, so that more can be subtracted. */
+static int32_t room_of(const tg_state* state) { return state->limit > state->length ? state->limit - state->length : 0; }
+
 /* Tokens of thinking that are left; INT32_MAX: any number. The limit of the output counts as a budget (8). */
-static int32_t thinking_left(const tg_program* program, const tg_policy* policy, const tg_row* row) {
+static int32_t thinking_left(const tg_program* program, const tg_policy* policy, const tg_state* state) {
   int32_t left = INT32_MAX;
-  if (policy->max_thinking != TG_NO_LIMIT) left = policy->max_thinking - row->thinking;
-  if (row->limit != TG_NO_LIMIT) {
-    int32_t room = row->limit - row->length - tg_close_room(program, policy);
+  if (policy->max_thinking_tokens != TG_NO_LIMIT) left = policy->max_thinking_tokens - state->thinking;
+  if (state->limit != TG_NO_LIMIT) {
+    int32_t room = room_of(state) - tg_close_room(program, policy);
     if (room < left) left = room;
   }
   return left;
 }
 
 /* Whether the answer may begin once more, its visible tokens counted anew (9): the least answer has to fit again. */
-static int answer_may_restart(const tg_policy* policy, const tg_row* row) {
-  if (policy->max_answer != TG_NO_LIMIT && policy->max_answer - row->answer < policy->min_answer) return 0;
-  return row->limit == TG_NO_LIMIT || row->limit - row->length > policy->min_answer + 1;
+static int answer_may_restart(const tg_policy* policy, const tg_state* state) {
+  if (policy->max_answer_tokens != TG_NO_LIMIT && policy->max_answer_tokens - state->answer < policy->min_answer_tokens)
+    return 0;
+  return state->limit == TG_NO_LIMIT || room_of(state) > policy->min_answer_tokens + 1;
 }
 
 /* Whether one more extension may be said: `rest` tokens of its message are still to come, and closing must fit behind. */
-static int extension_fits(const tg_program* program, const tg_policy* policy, const tg_row* row, int32_t rest) {
-  if (row->thinking >= policy->min_thinking || row->extensions >= policy->max_extensions) return 0;
-  return row->limit == TG_NO_LIMIT || row->limit - row->length - tg_close_room(program, policy) >= rest;
+static int extension_fits(const tg_program* program, const tg_policy* policy, const tg_state* state, int32_t rest) {
+  if (state->thinking >= policy->min_thinking_tokens || state->extensions >= policy->max_extensions) return 0;
+  return state->limit == TG_NO_LIMIT || room_of(state) - tg_close_room(program, policy) >= rest;
 }
 
 static int32_t extension_length(const tg_policy* policy) {
   return policy->seq_offset[TG_SEQ_EXTEND + 1] - policy->seq_offset[TG_SEQ_EXTEND];
 }
 
-/* Whether another block may be opened. Along a marker of several tokens the room must last to its end. */
-static int start_is_legal(const tg_program* program, const tg_policy* policy, const tg_row* row) {
-  if (row->blocks >= policy->max_blocks || policy->opening == TG_OPEN_FORBID || !answer_may_restart(policy, row)) return 0;
-  if (policy->max_thinking != TG_NO_LIMIT && row->thinking >= policy->max_thinking) return 0;
-  return row->limit == TG_NO_LIMIT || thinking_left(program, policy, row) > program->header_tokens;
+/* 1 if another block may be opened, else 0. Along a marker of several tokens the room must last to the marker's end. */
+static int start_is_legal(const tg_program* program, const tg_policy* policy, const tg_state* state) {
+  if (state->blocks >= policy->max_think_blocks || policy->opening == TG_OPEN_FORBID || !answer_may_restart(policy, state))
+    return 0;
+  if (policy->max_thinking_tokens != TG_NO_LIMIT && state->thinking >= policy->max_thinking_tokens) return 0;
+  return state->limit == TG_NO_LIMIT || thinking_left(program, policy, state) > program->header_tokens;
 }
 
-/* Tokens of answer that are left, by max_answer_tokens and by the limit of the output. */
-static int32_t answer_left(const tg_policy* policy, const tg_row* row) {
+/* How many more tokens the answer may have, by max_answer_tokens and by the limit of the output; INT32_MAX: any number. At
+ * or below 0 none is left. */
+static int32_t answer_left(const tg_policy* policy, const tg_state* state) {
   int32_t left = INT32_MAX;
-  if (policy->max_answer != TG_NO_LIMIT) left = policy->max_answer - row->answer;
-  if (row->limit != TG_NO_LIMIT && row->limit - row->length < left) left = row->limit - row->length;
+  if (policy->max_answer_tokens != TG_NO_LIMIT) left = policy->max_answer_tokens - state->answer;
+  if (state->limit != TG_NO_LIMIT && room_of(state) < left) left = room_of(state);
   return left;
 }
 
@@ -118,304 +146,315 @@ static int ends_sentence(uint32_t tail) {
   return before < '0' || before > '9';
 }
 
-static int at_boundary(const tg_policy* policy, const tg_row* row) { /* 14 */
-  uint32_t tail = (uint32_t)row->tail;
-  if (row->block < 1 || pending_bytes(row->tail)) return 0;
+static int at_boundary(const tg_policy* policy, const tg_state* state) { /* 14 */
+  uint32_t tail = (uint32_t)state->tail;
+  if (state->block < 1 || pending_bytes(state->tail)) return 0;
   return (tail & 0xFF) == '\n' || (policy->close_at == TG_AT_SENTENCE && ends_sentence(tail));
 }
 
 /* Count a token that lies wholly in the canonical white space behind a start; 0 if it does not (7). */
-static int in_start_space(const tg_program* program, tg_row* row, uint32_t info, int32_t token) {
+static int in_start_space(const tg_program* program, tg_state* state, uint32_t info, int32_t token) {
   int32_t length = (int32_t)(info >> 8 & 0xFF);
-  if (row->space >= 0 && length > 0 && length <= program->space_bytes - row->space) {
-    uint32_t word = (uint32_t)program->space_word >> 8 * (program->space_bytes - row->space - length);
+  if (state->space >= 0 && length > 0 && length <= program->space_bytes - state->space) {
+    uint32_t word = (uint32_t)program->space_word >> 8 * (program->space_bytes - state->space - length);
     uint32_t mask = length == 4 ? UINT32_MAX : ((uint32_t)1 << 8 * length) - 1;
     if ((word & mask) == program->tail[token]) {
-      row->space += length;
+      state->space += length;
       return 1;
     }
   }
-  row->space = -1;
+  state->space = -1;
   return 0;
 }
 
 /* --- loops (16) --- */
 
-static void note_for_loop(const tg_policy* policy, tg_row* row, tg_loop* loop, int32_t token) {
+static void note_for_loop(const tg_policy* policy, tg_state* state, tg_loop* loop, int32_t token) {
   if (!loop || !policy->loop_tokens) return;
   int32_t periods = policy->loop_tokens / 4, found = 0;
+  TG_ASSERT(periods <= TG_LOOP_PERIODS);
   for (int32_t p = 1; p <= periods; p++) {
-    int same = loop->count >= p && loop->ring[(loop->count - p) % TG_LOOP_PERIODS] == token;
-    loop->run[p - 1] = same ? loop->run[p - 1] + 1 : 0;
+    int same = loop->count >= (uint32_t)p && loop->ring[(loop->count - (uint32_t)p) % TG_LOOP_PERIODS] == token;
+    if (same)
+      count(&loop->run[p - 1]);
+    else
+      loop->run[p - 1] = 0;
     found |= loop->run[p - 1] >= policy->loop_tokens - p;
   }
   loop->ring[loop->count % TG_LOOP_PERIODS] = token;
   loop->count++;
-  if (found) row->flags |= TG_ROW_LOOP;
+  if (found) state->flags |= TG_STATE_LOOP;
 }
 
 /* --- what has to be forced next --- */
 
-static void settle(const tg_program* program, const tg_policy* policy, tg_row* row) {
-  if (row->seq || row->phase == TG_ANSWERING || row->phase == TG_DONE) return;
-  const tg_node* node = &program->nodes[row->node];
-  if (row->phase == TG_BEFORE && policy->opening == TG_OPEN_FORCE) { /* 10 */
-    begin_sequence(program, policy, row, node->open ? node->open : TG_SEQ_OPEN, 0);
-  } else if (row->phase == TG_BEFORE && policy->opening == TG_OPEN_FORBID) {
-    begin_sequence(program, policy, row, TG_SEQ_OFF, 0);
-  } else if (row->phase == TG_BEFORE && program->is_channel && !node->reach) {
-    begin_sequence(program, policy, row, program->channel_seq, 0);
-  } else if (row->phase == TG_HEADING && row->body == TG_BODY_NONE && !row->header && !node->reach) {
-    begin_sequence(program, policy, row, program->header_seq, 0);
-  } else if (row->phase == TG_THINKING) {
-    int32_t left = thinking_left(program, policy, row), reason = TG_BY_NONE;
+static void settle(const tg_program* program, const tg_policy* policy, tg_state* state) {
+  if (state->seq || state->phase == TG_ANSWERING || state->phase == TG_DONE) return;
+  const tg_node* node = &program->nodes[state->node];
+  if (state->phase == TG_BEFORE && policy->opening == TG_OPEN_FORCE) { /* 10 */
+    begin_sequence(program, policy, state, node->open ? node->open : TG_SEQ_OPEN, 0);
+  } else if (state->phase == TG_BEFORE && policy->opening == TG_OPEN_FORBID) {
+    begin_sequence(program, policy, state, TG_SEQ_OFF, 0);
+  } else if (state->phase == TG_BEFORE && program->is_channel && !node->reach) {
+    begin_sequence(program, policy, state, program->channel_seq, 0);
+  } else if (state->phase == TG_HEADING && state->body == TG_BODY_NONE && !state->is_headed && !node->reach) {
+    begin_sequence(program, policy, state, program->header_seq, 0);
+  } else if (state->phase == TG_THINKING) {
+    int32_t left = thinking_left(program, policy, state), reason = TG_BY_NONE;
     if (left <= 0 || policy->opening == TG_OPEN_FORBID)
       reason = TG_BY_BUDGET;
-    else if (row->thinking < policy->min_thinking)
+    else if (state->thinking < policy->min_thinking_tokens)
       return; /* 13 */
-    else if (row->flags & TG_ROW_LOOP)
+    else if (state->flags & TG_STATE_LOOP)
       reason = TG_BY_LOOP;
-    else if (left <= policy->grace && at_boundary(policy, row))
+    else if (left <= policy->grace_tokens && at_boundary(policy, state))
       reason = TG_BY_BOUNDARY;
     if (reason) {
-      row->phase = TG_CLOSING;
-      row->closed_by = reason;
-      begin_sequence(program, policy, row, node->finish ? node->finish : TG_SEQ_CLOSE, 0); /* 12, 19 */
+      state->phase = TG_CLOSING;
+      state->closed_by = reason;
+      begin_sequence(program, policy, state, node->finish ? node->finish : TG_SEQ_CLOSE, 0); /* 12, 19 */
     }
   }
 }
 
 /* --- what a token did --- */
 
-static void begin_block(tg_row* row, tg_loop* loop, const tg_event* event) {
-  row->phase = TG_THINKING;
-  row->closed_by = TG_BY_NONE;
-  row->block = 0;
-  row->space = event->space;
+static void begin_block(tg_state* state, tg_loop* loop, const tg_event* event) {
+  state->phase = TG_THINKING;
+  state->closed_by = TG_BY_NONE;
+  state->block = 0;
+  state->space = event->space;
   if (loop) memset(loop, 0, sizeof *loop);
 }
 
-static void begin_answer(tg_row* row, int32_t body, int32_t visible) {
-  row->phase = TG_ANSWERING;
-  row->body = body;
-  row->visible = visible;
-  row->blank = 0;
+static void begin_answer(tg_state* state, int32_t body, int32_t visible) {
+  state->phase = TG_ANSWERING;
+  state->body = body;
+  state->visible = visible;
+  state->blank = 0;
 }
 
-static void begin_header(tg_row* row, int32_t body) {
-  row->phase = TG_HEADING;
-  row->body = body;
-  row->header = 0;
-  if (body == TG_BODY_NONE) row->flags &= ~TG_ROW_RECIPIENT;
+static void begin_header(tg_state* state, int32_t body) {
+  state->phase = TG_HEADING;
+  state->body = body;
+  state->header_tokens = state->is_headed = 0;
+  if (body == TG_BODY_NONE) state->flags &= ~TG_STATE_RECIPIENT;
 }
 
 /* Let the last marker of a token decide the phase (1). `was` is the phase before, CLOSING only if the token was the forced
  * one. Returns whether the marker meant anything there. */
-static int follow_marker(const tg_program* program, const tg_policy* policy, tg_row* row, tg_loop* loop, int32_t was,
+static int follow_marker(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop, int32_t was,
                          const tg_event* event) {
   int thinking = was == TG_THINKING || was == TG_CLOSING;
   int32_t kind = event->last & ~TG_SPELLED;
-  row->blocks += event->starts;
-  if (event->kinds & TG_MULTI) row->flags |= TG_ROW_VIOLATION;
+  TG_ASSERT(event->starts >= 0);
+  state->blocks = state->blocks > INT32_MAX - event->starts ? INT32_MAX : state->blocks + event->starts;
+  if (event->kinds & TG_MULTI) state->flags |= TG_STATE_VIOLATION;
   switch (kind) {
     case TG_START:
-      if (thinking || row->blocks > policy->max_blocks) row->flags |= TG_ROW_VIOLATION;
-      begin_block(row, loop, event);
+      if (thinking || state->blocks > policy->max_think_blocks) state->flags |= TG_STATE_VIOLATION;
+      begin_block(state, loop, event);
       return 1;
     case TG_END:
-      if (!thinking && !(was == TG_ANSWERING && row->body == TG_BODY_PREAMBLE)) row->flags |= TG_ROW_VIOLATION;
-      if (was == TG_THINKING || was == TG_BEFORE) row->closed_by = TG_BY_MODEL;
+      if (!thinking && !(was == TG_ANSWERING && state->body == TG_BODY_PREAMBLE)) state->flags |= TG_STATE_VIOLATION;
+      if (was == TG_THINKING || was == TG_BEFORE) state->closed_by = TG_BY_MODEL;
       if (program->is_channel)
-        begin_header(row, TG_BODY_NONE);
+        begin_header(state, TG_BODY_NONE);
       else
-        begin_answer(row, TG_BODY_FINAL, event->tail_visible);
+        begin_answer(state, TG_BODY_FINAL, event->tail_visible);
       return 1;
     case TG_ANSWER:
-      if (thinking || (was == TG_ANSWERING && program->is_channel)) row->flags |= TG_ROW_VIOLATION;
-      if (thinking) row->closed_by = TG_BY_MODEL;
-      begin_answer(row, TG_BODY_FINAL, event->tail_visible);
+      if (thinking || (was == TG_ANSWERING && program->is_channel)) state->flags |= TG_STATE_VIOLATION;
+      if (thinking) state->closed_by = TG_BY_MODEL;
+      begin_answer(state, TG_BODY_FINAL, event->tail_visible);
       return 1;
     case TG_IMPLICIT:
       if (!thinking) return 0;
-      row->closed_by = TG_BY_IMPLICIT;
-      begin_answer(row, TG_BODY_FINAL, 1);
+      state->closed_by = TG_BY_IMPLICIT;
+      begin_answer(state, TG_BODY_FINAL, 1);
       return 1;
     case TG_TOOL:
-      if (was != TG_HEADING && was != TG_BEFORE) row->flags |= TG_ROW_VIOLATION;
-      begin_header(row, TG_BODY_FREE);
+      if (was != TG_HEADING && was != TG_BEFORE) state->flags |= TG_STATE_VIOLATION;
+      begin_header(state, TG_BODY_FREE);
       return 1;
     case TG_BODY:
       if (was != TG_HEADING && was != TG_BEFORE) {
-        row->flags |= TG_ROW_VIOLATION;
+        state->flags |= TG_STATE_VIOLATION;
         return 0;
       }
-      begin_answer(row,
-                   row->flags & TG_ROW_RECIPIENT ? TG_BODY_CALL
-                   : row->body == TG_BODY_FREE   ? TG_BODY_PREAMBLE
-                                                 : TG_BODY_FINAL,
+      begin_answer(state,
+                   state->flags & TG_STATE_RECIPIENT ? TG_BODY_CALL
+                   : state->body == TG_BODY_FREE     ? TG_BODY_PREAMBLE
+                                                     : TG_BODY_FINAL,
                    event->tail_visible);
       return 1;
     case TG_HEADER:
       if (was == TG_BEFORE) return 1;
-      if (was != TG_HEADING) row->flags |= TG_ROW_VIOLATION;
-      begin_header(row, TG_BODY_NONE);
-      if (!row->seq) begin_sequence(program, policy, row, program->header_seq, 1);
+      if (was != TG_HEADING) state->flags |= TG_STATE_VIOLATION;
+      begin_header(state, TG_BODY_NONE);
+      if (!state->seq) begin_sequence(program, policy, state, program->header_seq, 1);
       return 1;
     case TG_CALL_END:
-      if (was != TG_ANSWERING || row->body != TG_BODY_CALL) row->flags |= TG_ROW_VIOLATION;
-      begin_header(row, TG_BODY_NONE);
+      if (was != TG_ANSWERING || state->body != TG_BODY_CALL) state->flags |= TG_STATE_VIOLATION;
+      begin_header(state, TG_BODY_NONE);
       return 1;
     case TG_RECIPIENT:
-      if (was == TG_HEADING || was == TG_BEFORE) row->flags |= TG_ROW_RECIPIENT;
+      if (was == TG_HEADING || was == TG_BEFORE) state->flags |= TG_STATE_RECIPIENT;
       return 0;
     default: return 0;
   }
 }
 
 /* Whether a token in BEFORE left visible text outside a live start prefix (10). */
-static int breaks_silence(const tg_program* program, int32_t node_before, const tg_row* row, uint32_t info) {
-  int32_t had = program->nodes[node_before].start_bytes, has = program->nodes[row->node].start_bytes;
+static int breaks_silence(const tg_program* program, int32_t node_before, const tg_state* state, uint32_t info) {
+  int32_t had = program->nodes[node_before].start_bytes, has = program->nodes[state->node].start_bytes;
   int32_t length = (int32_t)(info >> 8 & 0xFF), leading = (int32_t)(info >> 16 & 0xFF);
   if (had) return has != had + length;
   return info & TG_VISIBLE && length - has > leading;
 }
 
 /* Keep the last four bytes of the text. */
-static void extend_tail(const tg_program* program, tg_row* row, uint32_t info, int32_t token) {
+static void extend_tail(const tg_program* program, tg_state* state, uint32_t info, int32_t token) {
   uint32_t length = info >> 8 & 0xFF;
-  row->tail = (int32_t)(length >= 4 ? program->tail[token] : (uint32_t)row->tail << 8 * length | program->tail[token]);
+  state->tail = (int32_t)(length >= 4 ? program->tail[token] : (uint32_t)state->tail << 8 * length | program->tail[token]);
 }
 
-static void count_answer(tg_row* row, int32_t visible, int forced) {
-  row->visible += visible;
-  row->answer += !forced;
-  row->blank = visible ? 0 : row->blank + !forced;
+static void count_answer(tg_state* state, int32_t visible, int forced) {
+  if (visible) count(&state->visible);
+  if (!forced) count(&state->answer);
+  if (visible)
+    state->blank = 0;
+  else if (!forced)
+    count(&state->blank);
 }
 
-static void account(const tg_program* program, const tg_policy* policy, tg_row* row, tg_loop* loop, int32_t token) {
+static void account(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop, int32_t token) {
   uint32_t info = tg_info(program, token);
-  uint32_t step = tg_step(program, row->node, token);
+  uint32_t step = tg_step(program, state->node, token);
   const tg_event* event = event_at(program, step);
-  int32_t node_before = row->node;
-  int forced = row->seq && next_in_sequence(program, policy, row) == token;
-  row->flags &= ~(TG_ROW_LOOP | TG_ROW_VIOLATION | TG_ROW_FORCED);
+  int32_t node_before = state->node;
+  int forced = state->seq && next_in_sequence(program, policy, state) == token;
+  state->flags &= ~(TG_STATE_LOOP | TG_STATE_VIOLATION | TG_STATE_FORCED);
   if (forced) {
-    row->flags |= TG_ROW_FORCED;
-    begin_sequence(program, policy, row, row->seq, row->pos + 1);
-  } else if (row->seq) {
-    row->seq = row->pos = 0;
-    if (row->phase == TG_CLOSING) { /* 19: back in THINKING, decide again from the text */
-      row->phase = TG_THINKING;
-      row->closed_by = TG_BY_NONE;
+    state->flags |= TG_STATE_FORCED;
+    begin_sequence(program, policy, state, state->seq, state->pos + 1);
+  } else if (state->seq) {
+    state->seq = state->pos = 0;
+    if (state->phase == TG_CLOSING) { /* 19: back in THINKING, decide again from the text */
+      state->phase = TG_THINKING;
+      state->closed_by = TG_BY_NONE;
     }
   }
-  row->node = (int32_t)(step & 0xFFFF);
-  if (info & TG_TEXT) extend_tail(program, row, info, token);
-  int32_t was = row->phase;
-  int quoted =
-      was == TG_ANSWERING && policy->markers_allowed && !program->is_channel && event->last && event->last != TG_ANSWER;
-  if (quoted) row->flags |= TG_ROW_VIOLATION;
-  if (event->last && !quoted && follow_marker(program, policy, row, loop, was, event)) return;
+  state->node = (int32_t)(step & 0xFFFF);
+  if (info & TG_TEXT) extend_tail(program, state, info, token);
+  int32_t was = state->phase;
+  int quoted = was == TG_ANSWERING && policy->markers_in_answer == TG_MARKERS_ALLOW && !program->is_channel && event->last &&
+               event->last != TG_ANSWER;
+  if (quoted) state->flags |= TG_STATE_VIOLATION;
+  if (event->last && !quoted && follow_marker(program, policy, state, loop, was, event)) return;
   int32_t visible = (info & TG_VISIBLE) != 0;
   if (was == TG_THINKING) {
-    int extends = !forced && extension_fits(program, policy, row, extension_length(policy) - 1) &&
-                  token == policy->tokens[policy->seq_offset[TG_SEQ_EXTEND]];
-    if (in_start_space(program, row, info, token) || forced) return;
-    row->thinking++;
-    row->block++;
-    note_for_loop(policy, row, loop, token);
+    int extends = !forced && extension_fits(program, policy, state, extension_length(policy) - 1) &&
+                  token == tg_policy_tokens(policy)[policy->seq_offset[TG_SEQ_EXTEND]];
+    if (in_start_space(program, state, info, token) || forced) return;
+    count(&state->thinking);
+    count(&state->block);
+    note_for_loop(policy, state, loop, token);
     if (extends) { /* 18 */
-      row->extensions++;
-      begin_sequence(program, policy, row, TG_SEQ_EXTEND, 1);
+      count(&state->extensions);
+      begin_sequence(program, policy, state, TG_SEQ_EXTEND, 1);
     }
   } else if (was == TG_CLOSING) {
-    row->space = -1;
+    state->space = -1;
   } else if (was == TG_HEADING) {
-    if (row->body == TG_BODY_FREE || (forced && !row->seq)) row->header++;
-  } else if (was == TG_BEFORE && !breaks_silence(program, node_before, row, info)) {
-    row->blank += !visible && !forced;
+    if (state->body == TG_BODY_FREE)
+      count(&state->header_tokens);
+    else if (forced && !state->seq)
+      state->is_headed = 1;
+  } else if (was == TG_BEFORE && !breaks_silence(program, node_before, state, info)) {
+    if (!visible && !forced) count(&state->blank);
   } else if (was == TG_BEFORE && program->is_channel) {
-    if (!forced && !program->nodes[row->node].reach) begin_header(row, TG_BODY_FREE);
+    if (!forced && !program->nodes[state->node].reach) begin_header(state, TG_BODY_FREE);
   } else if (was == TG_BEFORE || was == TG_ANSWERING) {
     if (was == TG_BEFORE) {
-      begin_answer(row, TG_BODY_FINAL, 0);
+      begin_answer(state, TG_BODY_FINAL, 0);
       visible = 1; /* if not this token, then the half-written start before it */
     }
-    count_answer(row, visible, forced);
+    count_answer(state, visible, forced);
   }
 }
 
-static TG_OUT_OF_LINE void advance(const tg_program* program, const tg_policy* policy, tg_row* row, tg_loop* loop,
+static TG_OUT_OF_LINE void advance(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop,
                                    int32_t token) {
-  if (row->phase == TG_DONE || row->flags & TG_ROW_INERT) return;
+  if (state->phase == TG_DONE || state->flags & TG_STATE_INERT) return;
   if (token < 0) {
-    row->flags = TG_ROW_INERT;
-    row->seq = row->pos = 0;
+    state->flags = TG_STATE_INERT;
+    state->seq = state->pos = 0;
     return;
   }
-  row->length++;
+  count(&state->length);
   if (tg_is_eos(policy, token)) {
-    int early = row->phase != TG_ANSWERING || row->visible < policy->min_answer;
-    row->flags &= ~(TG_ROW_LOOP | TG_ROW_VIOLATION | TG_ROW_FORCED);
-    if (early && !(row->phase == TG_BEFORE && policy->min_answer == 0)) row->flags |= TG_ROW_VIOLATION;
-    row->phase = TG_DONE;
-    row->seq = row->pos = 0;
+    int early = state->phase != TG_ANSWERING || state->visible < policy->min_answer_tokens;
+    state->flags &= ~(TG_STATE_LOOP | TG_STATE_VIOLATION | TG_STATE_FORCED);
+    if (early && !(state->phase == TG_BEFORE && policy->min_answer_tokens == 0)) state->flags |= TG_STATE_VIOLATION;
+    state->phase = TG_DONE;
+    state->seq = state->pos = 0;
     return;
   }
-  account(program, policy, row, loop, token);
-  if (row->phase != TG_ANSWERING) settle(program, policy, row);
+  account(program, policy, state, loop, token);
+  if (state->phase != TG_ANSWERING) settle(program, policy, state);
 }
 
-void tg_advance(const tg_program* program, const tg_policy* policy, tg_row* row, tg_loop* loop, int32_t token) {
+void tg_advance(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop, int32_t token) {
   uint32_t info = tg_info(program, token);
   /* Ordinary text in the middle of an answer moves nothing but counters; `advance` would come to the same. */
-  if (row->phase != TG_ANSWERING || row->seq || row->node || row->flags & TG_ROW_INERT || !(info & TG_TEXT) ||
+  if (state->phase != TG_ANSWERING || state->seq || state->node || state->flags & TG_STATE_INERT || !(info & TG_TEXT) ||
       program->step[token] || tg_is_eos(policy, token)) {
-    advance(program, policy, row, loop, token);
+    advance(program, policy, state, loop, token);
     return;
   }
-  row->length++;
-  row->flags &= ~(TG_ROW_LOOP | TG_ROW_VIOLATION | TG_ROW_FORCED);
-  extend_tail(program, row, info, token);
-  count_answer(row, (info & TG_VISIBLE) != 0, 0);
+  count(&state->length);
+  state->flags &= ~(TG_STATE_LOOP | TG_STATE_VIOLATION | TG_STATE_FORCED);
+  extend_tail(program, state, info, token);
+  count_answer(state, (info & TG_VISIBLE) != 0, 0);
 }
 
-void tg_scan(const tg_program* program, const tg_policy* policy, tg_row* row, tg_loop* loop, const int64_t* token_ids,
+void tg_scan(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop, const int64_t* token_ids,
              int64_t num_tokens, int64_t stride) {
   for (int64_t i = 0; i < num_tokens; i++) {
     int64_t token = token_ids[i * stride];
-    tg_advance(program, policy, row, loop, token < 0 || token > INT32_MAX ? -1 : (int32_t)token);
+    tg_advance(program, policy, state, loop, token < 0 || token > INT32_MAX ? -1 : (int32_t)token);
   }
 }
 
 /* --- prompts --- */
 
 void tg_start(const tg_program* program, const tg_policy* policy, const int32_t* turn_ids, int64_t num_tokens, int32_t raw,
-              int32_t limit, tg_row* row, tg_loop* loop) {
-  tg_row fresh = {.phase = TG_BEFORE, .space = -1, .limit = limit};
+              int32_t limit, tg_state* state, tg_loop* loop) {
+  tg_state fresh = {.phase = TG_BEFORE, .space = -1, .limit = limit};
   if (loop) memset(loop, 0, sizeof *loop);
-  *row = fresh;
-  settle(program, policy, row);
+  *state = fresh;
+  settle(program, policy, state);
   int32_t silent = 1; /* nothing visible behind the last marker, there was one */
   for (int64_t i = 0; i < num_tokens; i++) {
     int32_t token = turn_ids[i];
     if (token < 0) continue;
-    uint32_t step = tg_step(program, row->node, token);
+    uint32_t step = tg_step(program, state->node, token);
     const tg_event* event = event_at(program, step);
     if (event->last)
       silent = !event->tail_visible;
     else if (tg_info(program, token) & TG_VISIBLE)
       silent = 0;
-    account(program, policy, row, loop, token);
-    settle(program, policy, row);
+    account(program, policy, state, loop, token);
+    settle(program, policy, state);
   }
-  if (raw && (!silent || row->phase == TG_BEFORE)) { /* 5: without a chat only a marker at the very end counts */
-    *row = fresh;
-    settle(program, policy, row);
-  } else if (row->phase == TG_ANSWERING || row->phase == TG_HEADING) {
-    if (row->closed_by != TG_BY_NONE) row->closed_by = TG_BY_PROMPT;
+  if (raw && (!silent || state->phase == TG_BEFORE)) { /* 5: without a chat only a marker at the very end counts */
+    *state = fresh;
+    settle(program, policy, state);
+  } else if (state->phase == TG_ANSWERING || state->phase == TG_HEADING) {
+    if (state->closed_by != TG_BY_NONE) state->closed_by = TG_BY_PROMPT;
   }
-  row->answer = 0; /* max_answer_tokens is about what is sampled */
+  state->answer = 0; /* max_answer_tokens is about what is sampled */
 }
 
 int64_t tg_turn_start(const tg_program* program, const int32_t* token_ids, int64_t num_tokens, int32_t* raw) {
@@ -457,25 +496,25 @@ static void force(tg_action* action, int32_t token) {
   *action = forced;
 }
 
-static void decide_thinking(const tg_program* program, const tg_policy* policy, const tg_row* row, tg_action* action) {
-  const tg_node* node = &program->nodes[row->node];
+static void decide_thinking(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
+  const tg_node* node = &program->nodes[state->node];
   action->forbidden |= TG_START | TG_ANSWER | TG_TOOL | TG_BODY | TG_HEADER | TG_CALL_END;
-  if (row->thinking < policy->min_thinking) { /* 13 */
+  if (state->thinking < policy->min_thinking_tokens) { /* 13 */
     action->forbidden |= TG_END | TG_IMPLICIT | TG_GROWS_END;
     action->flags |= TG_BAN_EOS;
-    if (extension_fits(program, policy, row, extension_length(policy))) { /* 18 */
+    if (extension_fits(program, policy, state, extension_length(policy))) { /* 18 */
       action->flags |= TG_MOVE_END;
-      action->token = policy->tokens[policy->seq_offset[TG_SEQ_EXTEND]];
+      action->token = tg_policy_tokens(policy)[policy->seq_offset[TG_SEQ_EXTEND]];
     }
   } else { /* 11 */
     action->flags |= (policy->on_eos == TG_EOS_CLOSE ? TG_MOVE_EOS : TG_BAN_EOS) | TG_MOVE_IMPLICIT;
     action->token = node->plan;
-    if (policy->soft != TG_NO_LIMIT && row->thinking >= policy->soft) /* 17 */
-      action->bias =
-          policy->close_bias * (float)(row->thinking - policy->soft) / (float)(policy->max_thinking - policy->soft);
+    if (policy->soft_thinking_tokens != TG_NO_LIMIT && state->thinking >= policy->soft_thinking_tokens) /* 17 */
+      action->bias = policy->close_bias * (float)(state->thinking - policy->soft_thinking_tokens) /
+                     (float)(policy->max_thinking_tokens - policy->soft_thinking_tokens);
   }
-  int32_t left = thinking_left(program, policy, row);
-  action->cut = left <= 3 ? left : 0; /* 15 */
+  int32_t left = thinking_left(program, policy, state);
+  action->cut = left > 3 ? 0 : left > 1 ? left : 1; /* 15 */
 }
 
 int32_t tg_answer_eos(const tg_program* program, const tg_policy* policy) {
@@ -484,46 +523,48 @@ int32_t tg_answer_eos(const tg_program* program, const tg_policy* policy) {
   return policy->num_eos ? policy->eos[0] : -1;
 }
 
-static void decide_answer(const tg_program* program, const tg_policy* policy, const tg_row* row, tg_action* action) {
-  int32_t left = answer_left(policy, row), missing = policy->min_answer - row->visible;
+static void decide_answer(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
+  int32_t left = answer_left(policy, state), missing = policy->min_answer_tokens - state->visible;
   int32_t room = INT32_MAX;
-  if (row->body == TG_BODY_PREAMBLE) { /* ends while the least answer still fits behind it */
-    if (policy->max_answer != TG_NO_LIMIT) room = policy->max_answer - row->answer - policy->min_answer;
-    int32_t behind = program->header_tokens + policy->min_answer + 2;
-    if (row->limit != TG_NO_LIMIT && row->limit - row->length - behind < room) room = row->limit - row->length - behind;
+  if (state->body == TG_BODY_PREAMBLE) { /* ends while the least answer still fits behind it */
+    if (policy->max_answer_tokens != TG_NO_LIMIT)
+      room = policy->max_answer_tokens - state->answer - policy->min_answer_tokens;
+    int32_t behind = program->header_tokens + policy->min_answer_tokens + 2;
+    if (state->limit != TG_NO_LIMIT && room_of(state) - behind < room) room = room_of(state) - behind;
     if (room <= 0) {
       force(action, program->message_end);
       return;
     }
   }
-  if (policy->max_answer != TG_NO_LIMIT && row->answer >= policy->max_answer && row->phase == TG_ANSWERING) {
-    if (row->body != TG_BODY_CALL && policy->num_eos) {
+  if (policy->max_answer_tokens != TG_NO_LIMIT && state->answer >= policy->max_answer_tokens &&
+      state->phase == TG_ANSWERING) {
+    if (state->body != TG_BODY_CALL && policy->num_eos) {
       force(action, tg_answer_eos(program, policy));
       return;
     }
   }
   if (missing > 0) {
     action->flags |= TG_BAN_EOS;
-    if (row->blank >= TG_BLANK_PATIENCE || left <= missing) action->flags |= TG_BAN_BLANK; /* 20 */
+    if (state->blank >= TG_BLANK_PATIENCE || left <= missing) action->flags |= TG_BAN_BLANK; /* 20 */
   }
   if (room < left) left = room;
   if (left >= 1 && left <= 3) action->cut = left;
-  if (policy->markers_allowed && row->phase == TG_ANSWERING && !program->is_channel) {
-    action->forbidden = answer_may_restart(policy, row) ? 0 : action->forbidden | TG_ANSWER;
+  if (policy->markers_in_answer == TG_MARKERS_ALLOW && state->phase == TG_ANSWERING && !program->is_channel) {
+    action->forbidden = answer_may_restart(policy, state) ? 0 : action->forbidden | TG_ANSWER;
     return;
   }
   action->forbidden |= TG_END;
-  if (!start_is_legal(program, policy, row) || program->is_channel) action->forbidden |= TG_START;
-  if (!answer_may_restart(policy, row)) action->forbidden |= TG_ANSWER;
+  if (!start_is_legal(program, policy, state) || program->is_channel) action->forbidden |= TG_START;
+  if (!answer_may_restart(policy, state)) action->forbidden |= TG_ANSWER;
   if (!program->is_channel) return;
   action->forbidden |= TG_ANSWER | TG_TOOL | TG_BODY | TG_HEADER;
-  if (row->body == TG_BODY_CALL) {
+  if (state->body == TG_BODY_CALL) {
     action->flags |= TG_ONLY_CALL_END;
   } else {
     action->forbidden |= TG_CALL_END;
     action->flags |= TG_NOT_CALL_END;
   }
-  if (row->body != TG_BODY_PREAMBLE) return;
+  if (state->body != TG_BODY_PREAMBLE) return;
   if (missing > 0) {
     action->flags |= TG_BAN_EOS;
   } else { /* a preamble is not the turn's end: EOS ends the message (11) */
@@ -534,13 +575,14 @@ static void decide_answer(const tg_program* program, const tg_policy* policy, co
 }
 
 /* Between two messages: which channel comes next, or a tool call's free header. */
-static void decide_header(const tg_program* program, const tg_policy* policy, const tg_row* row, tg_action* action) {
-  int32_t room = row->limit == TG_NO_LIMIT ? INT32_MAX : row->limit - row->length;
-  if (row->body == TG_BODY_FREE) {
-    int32_t behind = row->flags & TG_ROW_RECIPIENT ? 0 : program->header_tokens + 1; /* of a preamble: its end, a header */
-    int32_t left = TG_HEADER_PATIENCE - row->header;
-    if (row->limit != TG_NO_LIMIT && room - behind - policy->min_answer - 2 < left)
-      left = room - behind - policy->min_answer - 2;
+static void decide_header(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
+  int32_t room = state->limit == TG_NO_LIMIT ? INT32_MAX : room_of(state);
+  if (state->body == TG_BODY_FREE) {
+    int32_t behind =
+        state->flags & TG_STATE_RECIPIENT ? 0 : program->header_tokens + 1; /* of a preamble: its end, a header */
+    int32_t left = TG_HEADER_PATIENCE - state->header_tokens;
+    if (state->limit != TG_NO_LIMIT && room - behind - policy->min_answer_tokens - 2 < left)
+      left = room - behind - policy->min_answer_tokens - 2;
     if (left <= 0) {
       force(action, program->body_token);
       return;
@@ -550,20 +592,21 @@ static void decide_header(const tg_program* program, const tg_policy* policy, co
     action->flags |= TG_BAN_EOS;
     return;
   }
-  int32_t reach = program->nodes[row->node].reach, legal = (reach ? reach : ~0) & (TG_ANSWER | TG_TOOL | TG_START);
+  int32_t reach = program->nodes[state->node].reach, legal = (reach ? reach : ~0) & (TG_ANSWER | TG_TOOL | TG_START);
   /* Where several kinds are left to choose from, only those for which there is room. */
   if (legal & (legal - 1)) {
-    if (!start_is_legal(program, policy, row)) legal &= ~TG_START;
-    if (legal & ~TG_TOOL && room <= program->header_tokens + TG_HEADER_PATIENCE + policy->min_answer + 2) legal &= ~TG_TOOL;
+    if (!start_is_legal(program, policy, state)) legal &= ~TG_START;
+    if (legal & ~TG_TOOL && room <= program->header_tokens + TG_HEADER_PATIENCE + policy->min_answer_tokens + 2)
+      legal &= ~TG_TOOL;
   }
   int32_t only = -1, count = 0;
-  for (int32_t i = program->mark_offset[row->node]; i < program->mark_offset[row->node + 1]; i++) {
+  for (int32_t i = program->mark_offset[state->node]; i < program->mark_offset[state->node + 1]; i++) {
     if (!tg_mark_allowed(program->mark_mask[i], legal)) continue;
     only = program->mark_token[i];
     count++;
   }
   if (count > 1) {
-    tg_action allow = {.kind = TG_ALLOW, .token = -1, .node = row->node, .forbidden = legal};
+    tg_action allow = {.kind = TG_ALLOW, .token = -1, .node = state->node, .allowed = legal};
     *action = allow;
   } else if (count == 1) {
     force(action, only);
@@ -575,36 +618,38 @@ static void decide_header(const tg_program* program, const tg_policy* policy, co
 
 /* The step that is to cost nothing: an answer past its minimum and without limits, where no token leads to a marker.
  * `decide` would come to the same. */
-static int answer_is_idle(const tg_program* program, const tg_policy* policy, const tg_row* row) {
-  return row->phase == TG_ANSWERING && !row->seq && !row->node && !program->nodes[0].marks && !program->num_never &&
-         row->visible >= policy->min_answer && row->limit == TG_NO_LIMIT && policy->max_answer == TG_NO_LIMIT;
+static int answer_is_idle(const tg_program* program, const tg_policy* policy, const tg_state* state) {
+  return state->phase == TG_ANSWERING && !state->seq && !state->node && !program->nodes[0].marks && !program->num_never &&
+         state->visible >= policy->min_answer_tokens && state->limit == TG_NO_LIMIT &&
+         policy->max_answer_tokens == TG_NO_LIMIT;
 }
 
-static TG_OUT_OF_LINE void decide(const tg_program* program, const tg_policy* policy, const tg_row* row, tg_action* action) {
-  int32_t next = next_in_sequence(program, policy, row);
+static TG_OUT_OF_LINE void decide(const tg_program* program, const tg_policy* policy, const tg_state* state,
+                                  tg_action* action) {
+  int32_t next = next_in_sequence(program, policy, state);
   if (next >= 0) {
     force(action, next);
     return;
   }
   action->kind = TG_EDIT;
-  action->node = row->node;
+  action->node = state->node;
   action->forbidden = TG_SPELLED | TG_MULTI;
-  if (row->phase == TG_THINKING || row->phase == TG_CLOSING)
-    decide_thinking(program, policy, row, action);
-  else if (row->phase == TG_HEADING || (row->phase == TG_BEFORE && program->is_channel))
-    decide_header(program, policy, row, action);
+  if (state->phase == TG_THINKING || state->phase == TG_CLOSING)
+    decide_thinking(program, policy, state, action);
+  else if (state->phase == TG_HEADING || (state->phase == TG_BEFORE && program->is_channel))
+    decide_header(program, policy, state, action);
   else
-    decide_answer(program, policy, row, action);
+    decide_answer(program, policy, state, action);
   if (action->kind != TG_EDIT) return;
-  if (row->node && action->forbidden) action->flags |= TG_BAN_INERT; /* 2 */
-  if (program->num_never) action->flags |= TG_BAN_NEVER;             /* 3 */
-  if (action->cut) action->pending = pending_bytes(row->tail);
-  if (!action->flags && !action->cut && !(program->nodes[row->node].marks & action->forbidden)) action->kind = TG_FREE;
+  if (state->node && action->forbidden) action->flags |= TG_BAN_INERT; /* 2 */
+  if (program->num_never) action->flags |= TG_BAN_NEVER;               /* 3 */
+  if (action->cut) action->pending = pending_bytes(state->tail);
+  if (!action->flags && !action->cut && !(program->nodes[state->node].marks & action->forbidden)) action->kind = TG_FREE;
 }
 
-void tg_decide(const tg_program* program, const tg_policy* policy, const tg_row* row, tg_action* action) {
+void tg_decide(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
   tg_action free_step = {.kind = TG_FREE, .token = -1};
   *action = free_step;
-  if (row->phase == TG_DONE || row->flags & TG_ROW_INERT || answer_is_idle(program, policy, row)) return;
-  decide(program, policy, row, action);
+  if (state->phase == TG_DONE || state->flags & TG_STATE_INERT || answer_is_idle(program, policy, state)) return;
+  decide(program, policy, state, action);
 }

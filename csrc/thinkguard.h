@@ -1,18 +1,23 @@
 /* thinkguard.h: the whole contract of the C core.
  *
  * A *program* is a model's reasoning format compiled against its vocabulary: a byte automaton over the markers, lifted onto
- * token ids. A *policy* is what one request asks for. A *row* is where one sequence stands: a struct of int32 without
- * pointers, so that fork and rollback are assignment and a batch is an array. A row is a pure function of (program, policy,
- * prompt ids, output ids); nothing else is remembered anywhere.
+ * token ids. A *policy* is what one request asks for. A *state* is where one sequence stands: a struct of int32 without
+ * pointers, so that fork and rollback are assignment and a batch is an array. A state is a pure function of (program,
+ * policy, prompt ids, output ids); nothing else is remembered anywhere. A *row* is a row of logits, and nothing else.
  *
- * Units       Lengths and offsets count elements; names ending in _bytes count bytes. Token ids are int32.
- * Layout      Tables are arrays owned by the caller and only read here. Ragged tables are CSR: the entries of i are
- *             [offset[i], offset[i + 1]). All structs hold 32-bit fields only and have no padding (pointers of views aside).
- * Ownership   Only tg_lift_new allocates, and tg_lift_free frees it. The step path (advance, decide, edit) allocates
- * nothing, keeps no globals and logs nothing. Threads     Programs and policies are immutable and may be shared. A row
- * belongs to one thread at a time. Errors      What can fail returns a tg_status, writes its outputs last, and on failure
- * writes nothing. "Not allowed" is an answer (tg_allows), never an error. Illegal tokens do not fail: they make a row inert
- * or carry on with what the text says.
+ * Units      Lengths and offsets count elements; names ending in _bytes count bytes. Token ids are int32.
+ * Layout     Tables are arrays owned by the caller and only read here. Ragged tables are CSR: the entries of i are
+ *            [offset[i], offset[i + 1]), and offsets never fall. All structs hold 32-bit fields only and have no padding
+ *            (the pointers of tg_program, tg_vocab, tg_patterns and tg_lift aside).
+ * Ownership  Only tg_lift_new allocates, and tg_lift_free frees it. The step path (advance, decide, apply) allocates
+ *            nothing, keeps no globals and logs nothing.
+ * Threads    Programs and policies are immutable and may be shared. A state belongs to one thread at a time.
+ * Errors     What can fail returns a tg_status, writes its outputs last, and on failure writes nothing. "Not allowed" is an
+ *            answer (tg_allows), never an error. Illegal tokens do not fail: they make a state inert, or it goes on with
+ *            what the text says.
+ * Counters   Stop at INT32_MAX instead of overflowing.
+ * Asserts    The invariants below are asserted where NDEBUG is not defined: in the debug build, under the sanitizers and in
+ *            the fuzz target. A release build trusts the caller.
  */
 #ifndef THINKGUARD_H
 #define THINKGUARD_H
@@ -69,6 +74,7 @@ typedef enum { TG_BODY_NONE = 0, TG_BODY_FREE = 1, TG_BODY_FINAL = 2, TG_BODY_CA
 typedef enum { TG_OPEN_FORCE = 0, TG_OPEN_ALLOW = 1, TG_OPEN_FORBID = 2 } tg_opening;
 typedef enum { TG_EOS_CLOSE = 0, TG_EOS_BAN = 1 } tg_on_eos;
 typedef enum { TG_AT_LINE = 0, TG_AT_SENTENCE = 1 } tg_close_at;
+typedef enum { TG_MARKERS_BAN = 0, TG_MARKERS_ALLOW = 1 } tg_markers;
 typedef enum { TG_FLOAT32 = 0, TG_FLOAT16 = 1, TG_BFLOAT16 = 2 } tg_dtype;
 
 enum {
@@ -79,7 +85,7 @@ enum {
   TG_HEADER_PATIENCE = 32 /* tokens of a free header */
 };
 
-/* Sequences of tokens that may be forced. Those of the policy come first, the program's from TG_SEQ_PROGRAM on. */
+/* Sequences of tokens that may be forced: the policy's four, and from TG_SEQ_PROGRAM on the program's. */
 enum {
   TG_SEQ_NONE = 0,
   TG_SEQ_OPEN = 1,   /* start marker and its canonical white space */
@@ -89,133 +95,152 @@ enum {
   TG_SEQ_PROGRAM = 5
 };
 
-/* What a token does to the automaton when it completes markers; event 0 is "nothing". */
+/* What a token does to the automaton when it completes markers; event 0 is "nothing": all of it 0 but space. */
 typedef struct {
-  int32_t kinds;        /* of all markers completed, | TG_MULTI */
-  int32_t last;         /* kinds of the last one, which decides */
-  int32_t starts;       /* how many of them open the thinking */
-  int32_t tail_bytes;   /* the token's bytes behind the last one */
-  int32_t tail_visible; /* whether those hold a visible byte */
-  int32_t space;        /* canonical bytes of white space behind a start so far, -1: something else stands there */
-  int32_t marker_bytes; /* of the last one, control tokens counted with their content */
+  int32_t kinds;        /* of all markers completed, | TG_MULTI if there are several */
+  int32_t last;         /* kinds of the last one, which decides; a subset of `kinds` */
+  int32_t starts;       /* how many of them open the thinking, >= 0 */
+  int32_t tail_bytes;   /* the token's bytes behind the last one, >= 0 */
+  int32_t tail_visible; /* 0 or 1: whether those hold a visible byte */
+  int32_t space;        /* canonical bytes of white space behind a start so far (0..4), -1: something else stands there */
+  int32_t marker_bytes; /* of the last one, control tokens counted with their content, >= 0 */
 } tg_event;
 
 /* What a node of the automaton (a half-written marker; 0 is the root) means. Lengths are in characters, a control token
  * counting two; of the longest suffix that begins such a marker. */
 typedef struct {
-  int32_t start_bytes; /* bytes of a half-written start */
-  int32_t end_chars;   /* characters of a half-written end, spelled forms left out */
+  int32_t start_bytes; /* bytes of a half-written start, 0: none */
+  int32_t end_chars;   /* characters of a half-written end, spelled forms left out, 0: none */
   int32_t marks;       /* all kinds that the node's marks complete or lead to */
-  int32_t reach;       /* kinds that a marker with a control token already written can still become; 0: no such */
-  int32_t plan;        /* first token of ending the thinking from here (rule 11) */
-  int32_t finish;      /* sequence that finishes a half-written end of two characters or more, 0: none such */
-  int32_t open;        /* sequence that finishes a half-written start of two characters or more, 0: none such */
+  int32_t reach;       /* kinds that a marker with a control token already written can still become, 0: no such marker */
+  int32_t plan;        /* first token of ending the thinking from here (rule 11); a token of the vocabulary */
+  int32_t finish;      /* sequence that finishes a half-written end of two characters or more, TG_SEQ_NONE: no such end */
+  int32_t open;        /* sequence that finishes a half-written start of two characters or more, TG_SEQ_NONE: no such */
 } tg_node;
 
 /* A compiled format: views of the caller's arrays. */
 typedef struct {
-  int32_t vocab_size;
-  int32_t num_nodes;
-  int32_t is_channel;     /* the format has a message grammar */
-  int32_t header_seq;     /* channel formats: from a message's end to the channel name */
-  int32_t channel_seq;    /* channel formats: from the role to the channel name, empty where they touch */
-  int32_t body_token;     /* channel formats: ends a header, -1 elsewhere */
-  int32_t message_end;    /* channel formats: ends a preamble, -1 elsewhere */
-  int32_t header_tokens;  /* channel formats: most tokens from a message's end to an answer's body */
-  int32_t longest_finish; /* tokens */
-  int32_t space_word;     /* canonical white space behind a start, its at most 4 bytes packed big-endian */
-  int32_t space_bytes;
-  const uint32_t* step;         /* [vocab_size] from the root: next node | event << 16 */
+  int32_t vocab_size;           /* >= 0 */
+  int32_t num_nodes;            /* 1..65,535 */
+  int32_t is_channel;           /* 0 or 1: the format has a message grammar */
+  int32_t header_seq;           /* channel formats: from a message's end to the channel name, never empty; 0 elsewhere */
+  int32_t channel_seq;          /* channel formats: from the role to the channel name, empty where they touch; 0 elsewhere */
+  int32_t body_token;           /* channel formats: ends a header, -1 elsewhere */
+  int32_t message_end;          /* channel formats: ends a preamble, -1 elsewhere */
+  int32_t header_tokens;        /* channel formats: most tokens from a message's end to an answer's body, 0 elsewhere */
+  int32_t space_word;           /* canonical white space behind a start, its bytes packed big-endian */
+  int32_t space_bytes;          /* of it, 0..4 */
+  const uint32_t* step;         /* [vocab_size] from the root: next node (< num_nodes) | event << 16 */
   const uint32_t* info;         /* [vocab_size] */
   const uint32_t* tail;         /* [vocab_size] the last 4 bytes, big-endian; fewer bytes: zeros in front */
-  const int32_t* except_offset; /* [num_nodes + 1] tokens that behave differently than from the root, ascending */
-  const int32_t* except_token;
-  const uint32_t* except_step;
-  const int32_t* mark_offset; /* [num_nodes + 1] tokens that complete, enter or extend a marker */
-  const int32_t* mark_token;
-  const uint32_t* mark_mask; /* kinds | reach of the next node << 16 */
-  const tg_event* events;
-  const tg_node* nodes;
-  const int32_t* never;         /* tokens that are always banned (rule 3) */
+  const int32_t* except_offset; /* [num_nodes + 1] of the tokens that a node leads elsewhere than the root does */
+  const int32_t* except_token;  /* ascending for each node */
+  const uint32_t* except_step;  /* as `step` */
+  const int32_t* mark_offset;   /* [num_nodes + 1] of the tokens that complete, enter or extend a marker */
+  const int32_t* mark_token;    /* ascending for each node */
+  const uint32_t* mark_mask;    /* kinds | reach of the next node << 16 */
+  const tg_event* events;       /* [num_events] */
+  const tg_node* nodes;         /* [num_nodes] */
+  const int32_t* never;         /* tokens that are always banned (rule 3); like the lists below ascending */
   const int32_t* inert;         /* TG_INERT tokens below vocab_size */
   const int32_t* blank;         /* tokens without a visible byte, inert ones included */
   const int32_t* partial[3];    /* tokens that leave at least 1, 2, 3 bytes of a character missing, whatever came before */
   const int32_t* continuing[2]; /* tokens of exactly 1, 2 continuation bytes and nothing else */
   int32_t num_never, num_inert, num_blank, num_partial[3], num_continuing[2];
-  const int32_t* seq_offset; /* program sequences, the first is TG_SEQ_PROGRAM */
+  const int32_t* seq_offset; /* [num_sequences + 1] of the program's sequences, the first is TG_SEQ_PROGRAM */
   const int32_t* seq_token;
 } tg_program;
 
-/* A request's policy, its messages spelled. Limits of TG_NO_LIMIT are absent. */
+/* A request's policy: this struct, and in the same block of memory the tokens of its sequences, messages spelled. The fields
+ * have the names that they have in ThinkPolicy (policy.py). */
 typedef struct {
-  int32_t max_thinking, min_thinking, grace, close_at, soft, max_extensions, on_eos, opening, max_blocks, min_answer,
-      max_answer, reserve_answer, loop_tokens, markers_allowed, longest_close, num_eos;
-  int32_t eos[TG_MAX_EOS]; /* eos[0] is the one that is forced */
-  float close_bias;
-  int32_t seq_offset[6]; /* sequence s (1..4) is tokens[seq_offset[s] .. seq_offset[s + 1]) */
-  const int32_t* tokens;
+  int32_t max_thinking_tokens;   /* >= 0, TG_NO_LIMIT: none */
+  int32_t min_thinking_tokens;   /* >= 0, at most max_thinking_tokens */
+  int32_t grace_tokens;          /* >= 0, at most max_thinking_tokens; 0 without one */
+  int32_t close_at;              /* tg_close_at */
+  int32_t soft_thinking_tokens;  /* below max_thinking_tokens, which is set then; TG_NO_LIMIT: no bias */
+  int32_t max_extensions;        /* >= 0; 0 where sequence TG_SEQ_EXTEND is empty */
+  int32_t on_eos;                /* tg_on_eos */
+  int32_t opening;               /* tg_opening */
+  int32_t max_think_blocks;      /* >= 1 */
+  int32_t min_answer_tokens;     /* visible tokens, >= 0 */
+  int32_t max_answer_tokens;     /* >= min_answer_tokens and >= 1, TG_NO_LIMIT: none */
+  int32_t reserve_answer_tokens; /* >= 0 */
+  int32_t loop_tokens;           /* 0: off, else 4 .. 4 * TG_LOOP_PERIODS */
+  int32_t markers_in_answer;     /* tg_markers */
+  int32_t longest_close;         /* tokens of the longest sequence that may end the thinking, >= 0 */
+  int32_t num_eos;               /* 0..TG_MAX_EOS */
+  int32_t eos[TG_MAX_EOS];       /* the first num_eos; eos[0] is the one that is forced */
+  float close_bias;              /* logits, >= 0 */
+  int32_t seq_offset[6];         /* sequence s (1..4) has tokens seq_offset[s] .. seq_offset[s + 1] - 1; never falls */
+  int32_t tokens;                /* where the tokens lie, in int32 from the beginning of this struct */
 } tg_policy;
 
-enum {                            /* tg_row.flags */
-       TG_ROW_INERT = 1 << 0,     /* an impossible id was seen: nothing is enforced any more */
-       TG_ROW_LOOP = 1 << 1,      /* the block's last loop_tokens tokens repeat */
-       TG_ROW_RECIPIENT = 1 << 2, /* the header names a tool */
-       TG_ROW_VIOLATION = 1 << 3, /* the last token was an illegal marker or EOS */
-       TG_ROW_FORCED = 1 << 4     /* the last token was the forced one */
+/* tg_state.flags */
+enum {
+  TG_STATE_INERT = 1 << 0,     /* an impossible id was seen: nothing is enforced any more */
+  TG_STATE_LOOP = 1 << 1,      /* the block's last loop_tokens tokens repeat */
+  TG_STATE_RECIPIENT = 1 << 2, /* the header names a tool */
+  TG_STATE_VIOLATION = 1 << 3, /* the last token was an illegal marker or EOS */
+  TG_STATE_FORCED = 1 << 4     /* the last token was the forced one */
 };
 
-/* Where one sequence stands. */
+/* Where one sequence stands. All counters are >= 0. */
 typedef struct {
-  int32_t phase;
-  int32_t node;     /* of the automaton */
-  int32_t tail;     /* the text's last 4 bytes, big-endian */
-  int32_t seq, pos; /* the sequence being forced and its next element; TG_SEQ_NONE: free */
-  int32_t flags;
-  int32_t thinking;   /* tokens of thinking in this turn (rule 7) */
-  int32_t block;      /* of them, in this block */
-  int32_t blocks;     /* begun in this turn */
-  int32_t visible;    /* visible tokens of the answer (rule 9) */
-  int32_t answer;     /* tokens of the answer that were not forced */
-  int32_t blank;      /* tokens since the last visible one */
-  int32_t extensions; /* used */
-  int32_t space;      /* canonical bytes of white space behind the start so far, -1: over */
-  int32_t closed_by;
-  int32_t length; /* tokens of output */
-  int32_t header; /* tokens of a free header; between messages: whether the forced header is written */
-  int32_t body;   /* of a channel format's message */
-  int32_t limit;  /* max_tokens of the output, TG_NO_LIMIT: unknown */
-} tg_row;
+  int32_t phase;         /* tg_phase */
+  int32_t node;          /* of the automaton, 0 .. num_nodes - 1 */
+  int32_t tail;          /* the text's last 4 bytes, big-endian */
+  int32_t seq;           /* the sequence being forced, TG_SEQ_NONE: none */
+  int32_t pos;           /* its next element, below its length; 0 without one */
+  int32_t flags;         /* TG_STATE_* */
+  int32_t thinking;      /* tokens of thinking in this turn (rule 7) */
+  int32_t block;         /* of them, in this block */
+  int32_t blocks;        /* begun in this turn */
+  int32_t visible;       /* visible tokens of the answer (rule 9) */
+  int32_t answer;        /* tokens of the answer that were not forced */
+  int32_t blank;         /* tokens since the last visible one */
+  int32_t extensions;    /* used */
+  int32_t space;         /* canonical bytes of white space behind the start so far (0..4), -1: over */
+  int32_t closed_by;     /* tg_closed_by */
+  int32_t length;        /* tokens of output */
+  int32_t header_tokens; /* of a free header so far */
+  int32_t is_headed;     /* 0 or 1, between messages: the forced header is written */
+  int32_t body;          /* tg_body: of a channel format's message */
+  int32_t limit;         /* max_tokens of the output, TG_NO_LIMIT: unknown */
+} tg_state;
 
-/* Side block of a row whose policy looks for loops. Zeroed when a block starts. */
+/* Side block of a state whose policy looks for loops. Zeroed when a block starts. */
 typedef struct {
-  int32_t count;                 /* tokens seen in this block */
+  uint32_t count;                /* tokens seen in this block, modulo 2^32: a multiple of TG_LOOP_PERIODS */
   int32_t ring[TG_LOOP_PERIODS]; /* the last ones, by count modulo TG_LOOP_PERIODS */
   int32_t run[TG_LOOP_PERIODS];  /* run[p - 1]: how many of the last tokens equal the one p before them */
 } tg_loop;
 
 typedef enum { TG_FREE = 0, TG_FORCE = 1, TG_EDIT = 2, TG_ALLOW = 3 } tg_action_kind;
-enum { /* tg_action.flags */
-       TG_BAN_EOS = 1 << 0,
-       TG_BAN_INERT = 1 << 1,     /* EOS excepted */
-       TG_BAN_BLANK = 1 << 2,     /* EOS excepted */
-       TG_MOVE_EOS = 1 << 3,      /* redirect EOS to target */
-       TG_MOVE_IMPLICIT = 1 << 4, /* redirect completions of implicit ends to target */
-       TG_MOVE_END = 1 << 5,      /* redirect what completes or grows an end to target */
-       TG_ONLY_CALL_END = 1 << 6, /* of the EOS set only the call's end is legal */
-       TG_NOT_CALL_END = 1 << 7,  /* of the EOS set the call's end is not */
-       TG_BAN_NEVER = 1 << 8
+/* tg_action.flags, of TG_EDIT */
+enum {
+  TG_BAN_EOS = 1 << 0,
+  TG_BAN_INERT = 1 << 1,     /* EOS excepted */
+  TG_BAN_BLANK = 1 << 2,     /* EOS excepted */
+  TG_MOVE_EOS = 1 << 3,      /* redirect EOS to target */
+  TG_MOVE_IMPLICIT = 1 << 4, /* redirect completions of implicit ends to target */
+  TG_MOVE_END = 1 << 5,      /* redirect what completes or grows an end to target */
+  TG_ONLY_CALL_END = 1 << 6, /* of the EOS set only the call's end is legal */
+  TG_NOT_CALL_END = 1 << 7,  /* of the EOS set the call's end is not */
+  TG_BAN_NEVER = 1 << 8
 };
 
-/* What the next step of a row needs. */
+/* What the next step of a sequence needs. */
 typedef struct {
-  int32_t kind;
+  int32_t kind;      /* tg_action_kind */
   int32_t token;     /* TG_FORCE: the token; TG_EDIT: the target of redirects and bias, -1: none */
-  int32_t node;      /* whose marks are looked through */
-  int32_t forbidden; /* kinds that must not be completed; TG_ALLOW: kinds that may be reached */
-  int32_t flags;
-  int32_t cut;     /* a token may leave fewer than `cut` bytes of a character missing (1..3), 0: any number */
-  int32_t pending; /* bytes of a character missing so far */
-  float bias;      /* added to the target */
+  int32_t node;      /* TG_EDIT, TG_ALLOW: whose marks are looked through, 0 .. num_nodes - 1 */
+  int32_t forbidden; /* TG_EDIT: kinds that must not be completed */
+  int32_t allowed;   /* TG_ALLOW: kinds that may be reached; a token that leads to none of them is banned */
+  int32_t flags;     /* TG_EDIT: TG_BAN_* and the others above */
+  int32_t cut;       /* TG_EDIT: a token may leave fewer than `cut` (1..3) bytes of a character missing, 0: any number */
+  int32_t pending;   /* TG_EDIT with cut: bytes of a character missing so far, 0..3 */
+  float bias;        /* TG_EDIT: logits added to the target, >= 0 */
 } tg_action;
 
 /* --- compile: lift.c --- */
@@ -265,34 +290,40 @@ typedef struct {
 tg_status tg_lift_new(const tg_vocab* vocab, const tg_patterns* patterns, tg_lift** lift);
 void tg_lift_free(tg_lift* lift);
 
-/* --- the machine: machine.c --- */
+/* --- the machine: machine.c; none of it can fail --- */
 
-/* Where `token` leads from `node`: next node | event << 16. Ids outside the vocabulary leave the node as it is. O(log e). */
+/* Where `token` leads from `node`: next node | event << 16. Ids outside the vocabulary leave the node as it is. Costs a
+ * binary search among the node's exceptions; at the root one read. */
 uint32_t tg_step(const tg_program* program, int32_t node, int32_t token);
 
-/* Index behind the last boundary of a prompt, where the assistant's own turn starts; *raw is set to 1 if no boundary but BOS
- * and padding was found. Scans back from the end, so its cost is the turn's length. */
+/* All kinds of marker that a sequence of tokens would complete, begun from any node. Costs num_nodes * num_tokens steps:
+ * for what is bound once. */
+int32_t tg_kinds_on_the_way(const tg_program* program, const int32_t* tokens, int64_t num_tokens);
+
+/* Index behind the last boundary of a prompt, where the assistant's own turn starts, 0 without any; *raw is set to 1 if no
+ * boundary but BOS and padding was found, else to 0. Scans back from the end, so its cost is the turn's length. */
 int64_t tg_turn_start(const tg_program* program, const int32_t* token_ids, int64_t num_tokens, int32_t* raw);
 
 /* The same for formats whose boundaries are text or headers: `turns` is a lift over them (TG_HEADER: a boundary, TG_START:
- * an assistant header). Forward, O(num_tokens). */
+ * an assistant header). Walks forward: its cost is num_tokens steps. */
 int64_t tg_turn_start_by_text(const tg_program* turns, const int32_t* token_ids, int64_t num_tokens, int32_t* raw);
 
-/* Start a row: walk the assistant's own part of the prompt. `loop` may be NULL if the policy looks for no loops. With `raw`
- * only a marker at the very end counts. */
+/* Start a state: walk the assistant's own part of the prompt, turn_ids[num_tokens]; negative ids are skipped. `loop` may be
+ * NULL if the policy looks for no loops. With `raw` only a marker at the very end counts. Both are written whole. */
 void tg_start(const tg_program* program, const tg_policy* policy, const int32_t* turn_ids, int64_t num_tokens, int32_t raw,
-              int32_t limit, tg_row* row, tg_loop* loop);
+              int32_t limit, tg_state* state, tg_loop* loop);
 
-/* Account for one sampled token. Never fails: an impossible id (negative) makes the row inert. */
-void tg_advance(const tg_program* program, const tg_policy* policy, tg_row* row, tg_loop* loop, int32_t token);
+/* Account for one sampled token. An impossible id (negative) makes the state inert. Constant cost, but for the binary
+ * searches of tg_step and loop_tokens / 4 comparisons where loops are looked for. */
+void tg_advance(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop, int32_t token);
 
-/* Account for a whole row of output: token_ids[0], token_ids[stride], ... as hosts keep them, 64 bits wide. Ids that do not
- * fit into int32 are impossible ones. */
-void tg_scan(const tg_program* program, const tg_policy* policy, tg_row* row, tg_loop* loop, const int64_t* token_ids,
+/* Account for several tokens: token_ids[0], token_ids[stride], ... as hosts keep them, 64 bits wide. Ids that do not fit
+ * into int32 are impossible ones. */
+void tg_scan(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop, const int64_t* token_ids,
              int64_t num_tokens, int64_t stride);
 
-/* Say what the next step needs. */
-void tg_decide(const tg_program* program, const tg_policy* policy, const tg_row* row, tg_action* action);
+/* Say what the next step needs. Constant cost, but for the marks of one node between two messages of a channel format. */
+void tg_decide(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action);
 
 /* Tokens that a close, an answer of the reserved length and EOS take: thinking has to stop while they still fit. */
 int32_t tg_close_room(const tg_program* program, const tg_policy* policy);
@@ -302,13 +333,15 @@ int32_t tg_answer_eos(const tg_program* program, const tg_policy* policy);
 
 /* --- logits: edit.c --- */
 
-/* Whether an action lets `token` be sampled, redirected sources counting as banned. The predicate of what tg_apply writes.
- */
+/* Whether an action lets `token` be sampled, redirected sources counting as banned: the predicate of what tg_apply writes.
+ * Negative ids are never allowed. */
 int32_t tg_allows(const tg_program* program, const tg_policy* policy, const tg_action* action, int32_t token);
 
-/* Carry out an action on logits[0], logits[stride], ..., logits[(width - 1) * stride]. Ids from the program's vocabulary up
- * to width are tokens without text. Nothing is raised from -inf, NaN reads as -inf, and a row that would be left with
- * nothing finite stays as it was. Returns 1 if it was carried out or nothing was to do, 0 if the row was left alone. */
+/* Carry out an action on the row of logits[0], logits[stride], ..., logits[(width - 1) * stride]; the stride may be
+ * negative, not 0. Ids from the program's vocabulary up to width are tokens without text. Nothing is raised from -inf, NaN
+ * reads as -inf, and a row that would be left with nothing finite stays as it was. Returns 1 if it was carried out or
+ * nothing was to do, 0 if the row was left alone. TG_FREE touches nothing, TG_EDIT single logits, TG_FORCE and TG_ALLOW
+ * write the whole row. */
 int32_t tg_apply(const tg_program* program, const tg_policy* policy, const tg_action* action, void* logits, tg_dtype dtype,
                  int64_t stride, int32_t width);
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from model import Model
 
 from thinkguard import ChannelGrammar, ThinkFormat, ThinkPolicy, ThinkProgram, Vocabulary
+from thinkguard.core.names import ClosedBy, Phase, StateFlag
 from thinkguard.errors import FormatError, PolicyError, TokenizerError
 
 CONTINUATION = [bytes([b]) for b in range(0x80, 0xC0)]
@@ -18,8 +19,6 @@ WIDE = [
     "é".encode()[:1],
     "😀".encode()[:3],
 ]
-PHASES = ("before", "thinking", "closing", "heading", "answering", "done")
-CLOSED_BY = ("none", "model", "budget", "boundary", "loop", "implicit", "prompt")
 
 
 def chunks(rng, text, num):
@@ -205,9 +204,11 @@ def snapshot(row):
     state = row.as_dict()
     action = row.decide()
     return {
-        "phase": PHASES[state["phase"]], "thinking": state["thinking"], "block": state["block"], "blocks": state["blocks"],
+        "phase": Phase(state["phase"]).name.lower(), "thinking": state["thinking"],
+        "block": state["block"], "blocks": state["blocks"],
         "visible": state["visible"], "answer": state["answer"], "blank": state["blank"], "extensions": state["extensions"],
-        "closed_by": CLOSED_BY[state["closed_by"]], "length": state["length"], "forced": bool(state["flags"] & 16),
-        "violation": bool(state["flags"] & 8), "next": action.token if state["seq"] else None,
-        "inert": bool(state["flags"] & 1),
+        "closed_by": ClosedBy(state["closed_by"]).name.lower(), "length": state["length"],
+        "forced": bool(state["flags"] & StateFlag.FORCED),
+        "violation": bool(state["flags"] & StateFlag.VIOLATION), "next": action.token if state["seq"] else None,
+        "inert": bool(state["flags"] & StateFlag.INERT),
     }  # fmt: skip

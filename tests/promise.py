@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from thinkguard import ThinkPolicy, ThinkProgram
-from thinkguard.core._core import RowBatch
+from thinkguard.core._core import StateBatch
 from thinkguard.errors import InputError, PolicyError
 
 VISIBLE = re.compile(r"[^ \t\n\r\f\v]")
@@ -307,7 +307,7 @@ class Bench:
                 slots.append((Output(job), row, job.max_tokens or job.stop))
             if not slots:
                 break
-            batch = RowBatch([row for _, row, _ in slots])
+            batch = StateBatch([row for _, row, _ in slots])
             full = True
             while full:
                 work = logits[: len(slots)]

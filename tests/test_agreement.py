@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from thinkguard.core._core import DTYPES, Row, RowBatch
+from thinkguard.core._core import StateBatch, ThinkState
+from thinkguard.core.names import Dtype, Phase, StateFlag
 
 EXAMPLES = {"quick": 25, "default": 200, "thorough": 5000}[os.environ.get("THINKGUARD_TEST_PROFILE", "default")]
 SETTINGS = settings(
@@ -60,7 +61,7 @@ def edit(row, logits, dtype, step, back=False):
     where = (3 + np.arange(width) * step)[:: -1 if back else 1]
     memory[where] = stored(logits, dtype)
     first = memory.ctypes.data + int(where[0]) * memory.itemsize if width else memory.ctypes.data
-    left = RowBatch([row]).apply(first, DTYPES[dtype], 0, -step if back else step, width)
+    left = StateBatch([row]).apply(first, Dtype[dtype.upper()], 0, -step if back else step, width)
     edited = read(memory[where], dtype)
     untouched[where] = memory[where]
     assert memory.tobytes() == untouched.tobytes(), "apply wrote beside the row"
@@ -91,7 +92,7 @@ def begin(seed):
     rng = random.Random(seed)
     program, bound, model = cases.case(rng)
     turn, raw = cases.turn(rng, program, model), rng.random() < 0.1
-    row = Row(bound)
+    row = ThinkState(bound)
     row.start(np.array(turn, np.int32), raw, -1 if model.limit is None else model.limit)
     model.start(turn, raw)
     return rng, program, model, row, turn, raw
@@ -143,7 +144,7 @@ class LockStep(RuleBasedStateMachine):
     @rule()
     def roll_back(self):
         row, length = self.saved
-        self.row.assign(row)
+        self.row.rollback_to(row)
         self.tokens = self.tokens[:length]
         self.model.start(self.turn, self.raw)
         for token in self.tokens:
@@ -195,7 +196,7 @@ def histories():
 
 
 def again(bound, turn, raw, limit):
-    row = Row(bound)
+    row = ThinkState(bound)
     row.start(np.array(turn, np.int32), raw, limit)
     return row
 
@@ -221,7 +222,7 @@ def test_a_saved_row_goes_on_as_if_nothing_had_come_between(histories):
     for _, _, _, _, states, tokens in histories:
         for cut in {0, len(tokens) // 3, len(tokens) // 2}:
             row, strayed = states[cut].copy(), states[-1].copy()
-            strayed.assign(row)
+            strayed.rollback_to(row)
             row.advance_all(np.array(tokens[:3], np.int64))  # another future, which must not be shared
             strayed.advance_all(np.array(tokens[cut:], np.int64))
             assert state_of(strayed) == state_of(states[-1])
@@ -233,7 +234,7 @@ def test_a_batch_is_its_rows(histories):
         rows = [state.copy() for state in states[:-1]]
         if not rows:
             continue
-        batch = RowBatch(rows)
+        batch = StateBatch(rows)
         rng = np.random.default_rng(len(turn) + raw)
         logits = rng.normal(0, 3, (len(rows), program.vocabulary.num_tokens)).astype(np.float32)
         one_by_one = logits.copy()
@@ -251,7 +252,7 @@ def test_a_guarded_row_never_breaks_its_own_rules(seed):
     """Whatever the logits, sampling only what the guard leaves possible is never a violation, but for allowed quotes."""
     rng, program, _, row, turn, _ = begin(seed)
     for step in range(40):
-        if row.flags & 1 or row.phase == cases.PHASES.index("done"):
+        if row.flags & StateFlag.INERT or row.phase == Phase.DONE:
             return
         logits = np.array([[rng.gauss(0, 3) for _ in range(program.vocabulary.num_tokens)]], np.float32)
         if program.apply([row], logits):

@@ -19,7 +19,7 @@ from model import Model
 torch = pytest.importorskip("torch", reason="the device kernel needs torch")
 
 from thinkguard import ThinkPolicy, ThinkProgram, Vocabulary  # noqa: E402
-from thinkguard.core._core import Row, RowBatch  # noqa: E402
+from thinkguard.core._core import StateBatch, ThinkState  # noqa: E402
 from thinkguard.device import kernel  # noqa: E402
 from thinkguard.device import layout as layout  # noqa: E402
 from thinkguard.device import tables as device_tables  # noqa: E402
@@ -42,7 +42,7 @@ def by_c(row, logits):
     """What C makes of a row of logits, as float32."""
     edited = logits.clone()
     dtype = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}[edited.dtype]
-    RowBatch([row]).apply(edited.data_ptr(), dtype, 0, 1, edited.shape[0])
+    StateBatch([row]).apply(edited.data_ptr(), dtype, 0, 1, edited.shape[0])
     return edited.float()
 
 
@@ -67,7 +67,7 @@ class Request:
         self.limit = rng.choice([-1, -1, 30])
         self.bound, self.guards_raw = bound, rng.random() < 0.8
         begin, raw = program.turn(np.array(self.prompt, np.int32))
-        self.row = Row(bound)
+        self.row = ThinkState(bound)
         self.row.start(np.array(self.prompt[begin:], np.int32), raw, self.limit)
         limit = None if self.limit < 0 else self.limit
         self.model = Model(program.format, vocabulary, bound.source, bound.eos_token_ids, limit)
@@ -234,7 +234,7 @@ def test_a_long_resumed_output_is_folded_like_token_by_token(policy, lengths):
     assert not raw
     assert begin == len(prompt) - 1
     for length in lengths:
-        row = Row(bound)
+        row = ThinkState(bound)
         row.start(np.array(prompt[begin:], np.int32), raw, -1)
         row.advance_all(np.array(output[:length], np.int64))
         slots.stage(0, tables.pack_policy(bound))
@@ -318,7 +318,7 @@ def test_constants_are_those_of_the_header():
         body = re.search(rf"typedef struct \{{([^}}]*)\}} {struct};", header)[1]
         return re.findall(r"\b(\w+)[,;]", re.sub(r"/\*.*?\*/", "", body, flags=re.S))
 
-    assert list(ROW_FIELDS) == fields("tg_row")
+    assert list(ROW_FIELDS) == fields("tg_state")
     assert list(layout.Action._fields) == fields("tg_action")
     assert {name: ours[name] for name in of_nodes} == {name: fields("tg_node").index(name.lower()) for name in of_nodes}
 

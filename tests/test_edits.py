@@ -9,7 +9,8 @@ import pytest
 from test_agreement import from_bfloat16, to_bfloat16
 
 from thinkguard import ThinkPolicy, ThinkProgram, Vocabulary
-from thinkguard.core._core import DTYPES, Row, RowBatch
+from thinkguard.core._core import StateBatch, ThinkState
+from thinkguard.core.names import Dtype
 from thinkguard.errors import InputError
 
 BYTES = [bytes([byte]) for byte in range(256)]
@@ -38,7 +39,7 @@ def biased(bias):
 
 
 def apply_bfloat16(rows, bits):
-    return RowBatch(rows).apply(bits.ctypes.data, DTYPES["bfloat16"], bits.shape[1], 1, bits.shape[1])
+    return StateBatch(rows).apply(bits.ctypes.data, Dtype.BFLOAT16, bits.shape[1], 1, bits.shape[1])
 
 
 def test_no_rows_one_row_and_many():
@@ -137,11 +138,11 @@ def test_the_larger_of_source_and_target_wins():
         (np.zeros((1, WIDTH), bool), "bool"),
         ([[0.0] * WIDTH], "list"),
         (None, "NoneType"),
-        (np.zeros(WIDTH, np.float32), r"shape \[259\] for 1 rows"),
-        (np.zeros((2, WIDTH), np.float32), r"shape \[2, 259\] for 1 rows"),
-        (np.zeros((0, WIDTH), np.float32), r"shape \[0, 259\] for 1 rows"),
+        (np.zeros(WIDTH, np.float32), r"shape \[259\] for 1 states"),
+        (np.zeros((2, WIDTH), np.float32), r"shape \[2, 259\] for 1 states"),
+        (np.zeros((0, WIDTH), np.float32), r"shape \[0, 259\] for 1 states"),
         (np.zeros((1, 1, WIDTH), np.float32), r"shape \[1, 1, 259\]"),
-        (np.float32(3), r"shape \[\] for 1 rows"),
+        (np.float32(3), r"shape \[\] for 1 states"),
         (np.broadcast_to(np.float32(0), (1, WIDTH)), "read-only"),
         (np.lib.stride_tricks.as_strided(np.zeros(4, np.float32), (1, WIDTH), (0, 0)), "share memory"),
         (np.zeros((1, WIDTH), [("a", "u1"), ("b", "<f4")])["b"], "askew"),
@@ -167,7 +168,7 @@ def test_a_read_only_array_is_refused_and_left_alone():
 
 
 def test_what_is_no_row_is_refused():
-    with pytest.raises(InputError, match=r"rows\[1\] is a int"):
+    with pytest.raises(InputError, match=r"states\[1\] is a int"):
         PROGRAM.apply([row(A), 3], np.zeros((2, WIDTH), np.float32))
 
 
@@ -221,10 +222,10 @@ def test_hostile_ids_make_a_row_inert_or_are_tokens_without_text():
         PROGRAM.advance(guarded, token)
         assert not guarded.flags & 1
         assert guarded.thinking_tokens == 2
-    batch = RowBatch([row(A), row(A)])
+    batch = StateBatch([row(A), row(A)])
     batch.advance(np.array([2**40, A]))
-    assert [r.flags & 1 for r in batch.rows] == [1, 0]
-    with pytest.raises(InputError, match="3 entries for 2 rows"):
+    assert [r.flags & 1 for r in batch.states] == [1, 0]
+    with pytest.raises(InputError, match="3 entries for 2 states"):
         batch.advance(np.array([1, 2, 3]))
 
 
@@ -247,7 +248,7 @@ def test_a_negative_limit_is_refused_not_taken_for_none():
 
 def test_a_row_of_another_policy_cannot_be_assigned():
     with pytest.raises(InputError, match="different policies"):
-        row(A).assign(closing())
+        row(A).rollback_to(closing())
 
 
 # --- half precision ---
@@ -334,6 +335,6 @@ def test_torch_tensors_of_every_dtype_agree_with_numpy():
 
 
 def test_a_row_that_was_never_started_does_not_crash():
-    fresh = Row(PROGRAM.bind(ThinkPolicy()))
+    fresh = ThinkState(PROGRAM.bind(ThinkPolicy()))
     assert fresh.decide().kind in (0, 1, 2)
     fresh.advance(A)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from thinkguard import ThinkFormat, ThinkPolicy, ThinkProgram, Vocabulary
+from thinkguard.core.names import Phase
 from thinkguard.errors import FormatError, InputError, PolicyError
 
 CONTINUATION = [bytes([byte]) for byte in range(0x80, 0xC0)]
 BYTES = [bytes([byte]) for byte in range(0x20, 0x7F)] + [b"\n", b"\t", b"\xe2", b"\xf0", *CONTINUATION]
 # `</think>` as Qwen2.5 writes it, whole tokens that hold half of it, and two that straddle its end
 PIECES = [*BYTES, b"</", b"think", b">\n\n", b"\n\n", b"<th", b"ink>", b"\n</", b".</", b"Wait", b" ok", b">yes"]
-PHASES = ("before", "thinking", "closing", "heading", "answering", "done")
 FREE, FORCE, EDIT, ALLOW = range(4)
 
 
@@ -82,7 +82,7 @@ class Guarded:
 
     @property
     def phase(self):
-        return PHASES[self.row.phase]
+        return Phase(self.row.phase).name.lower()
 
     @property
     def count(self):

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from thinkguard import ThinkPolicy, ThinkProgram, Vocabulary
-from thinkguard.core._core import DTYPES, Row, RowBatch
+from thinkguard.core._core import StateBatch, ThinkState
 from thinkguard.core._slots import ACTION_FIELDS, Slots
+from thinkguard.core.names import Dtype
 
 SCHEDULES = {"quick": 10, "default": 60, "thorough": 2000}[os.environ.get("THINKGUARD_TEST_PROFILE", "default")]
 ADDED = {"<eos>": 256, "<think>": 257, "</think>": 258}
@@ -20,7 +21,7 @@ EOS, START, END, A = 256, 257, 258, ord("a")
 WIDTH = 259
 VOCABULARY = Vocabulary.from_parts([bytes([b]) for b in range(256)], added=ADDED, special=[EOS], eos_ids=[EOS])
 PROGRAM = ThinkProgram("think", VOCABULARY)
-FIELDS = ("kind", "token", "node", "forbidden", "flags", "cut", "pending", "bias")
+FIELDS = ("kind", "token", "node", "forbidden", "allowed", "flags", "cut", "pending", "bias")
 
 
 def row(**policy):
@@ -31,7 +32,7 @@ def edit(slots, logits, **options):
     """Step and edit; (edited logits, how many edits)."""
     edited = np.array(logits, np.float32)
     num_edits = slots.step(len(edited))
-    slots.edit(edited.ctypes.data, DTYPES["float32"], edited.shape[1], 1, edited.shape[1], **options)
+    slots.edit(edited.ctypes.data, Dtype.FLOAT32, edited.shape[1], 1, edited.shape[1], **options)
     return edited, num_edits
 
 
@@ -40,7 +41,7 @@ def alone(behind_prompt, tokens, logits):
     walked = behind_prompt.copy()
     walked.advance_all(np.array([t if -(2**63) <= t < 2**63 else -2 for t in tokens], np.int64))
     edited = np.array([logits], np.float32)
-    RowBatch([walked]).apply(edited.ctypes.data, DTYPES["float32"], edited.shape[1], 1, edited.shape[1])
+    StateBatch([walked]).apply(edited.ctypes.data, Dtype.FLOAT32, edited.shape[1], 1, edited.shape[1])
     return edited[0]
 
 
@@ -55,7 +56,7 @@ def test_any_schedule_equals_rows_walked_alone(seed):
             index, other, do = rng.randrange(6), rng.randrange(6), rng.random()
             if do < 0.35:
                 program, bound, model = rng.choice(made)
-                behind_prompt = Row(bound)
+                behind_prompt = ThinkState(bound)
                 turn = np.array(cases.turn(rng, program, model), np.int32)
                 behind_prompt.start(turn, rng.random() < 0.1, -1 if model.limit is None else model.limit)
                 output = [cases.random_token(rng, program) for _ in range(rng.choice([0, 0, 5, 30]))]
@@ -165,11 +166,11 @@ def test_the_actions_are_those_of_the_rows():
     assert (out[3:] == 77).all()
     for written, one in zip(out[:3], rows, strict=True):
         assert slots.policies[written[1]] is one.policy
-        fields = {**dict(zip(FIELDS, written[2:].tolist(), strict=True)), "bias": float(written[9:].view(np.float32)[0])}
+        fields = {**dict(zip(FIELDS, written[2:].tolist(), strict=True)), "bias": float(written[10:].view(np.float32)[0])}
         assert fields == one.decide().as_dict()
     assert fields["bias"] == 2.0
-    for wrong in (out[:2], np.ascontiguousarray(out[:, :9])):
-        with pytest.raises(ValueError, match=r"wanted \[3, 10\]"):
+    for wrong in (out[:2], np.ascontiguousarray(out[:, :10])):
+        with pytest.raises(ValueError, match=r"wanted \[3, 11\]"):
             slots.write_actions(wrong)
 
 
@@ -180,7 +181,7 @@ def test_edits_may_lie_gathered():
     logits = np.random.default_rng(0).normal(size=(6, WIDTH)).astype(np.float32)
     spread, _ = edit(slots, logits)
     gathered = logits[[0, 3, 4]]
-    slots.edit(gathered.ctypes.data, DTYPES["float32"], WIDTH, 1, WIDTH, gathered=True)
+    slots.edit(gathered.ctypes.data, Dtype.FLOAT32, WIDTH, 1, WIDTH, gathered=True)
     assert np.array_equal(gathered, spread[[0, 3, 4]])
     assert not np.array_equal(gathered, logits[[0, 3, 4]])
 
@@ -212,7 +213,7 @@ def test_edits_of_a_request_that_is_gone_are_forgotten():
         assert slots.step(1) == 1
         change()
         logits = np.zeros((2, WIDTH), np.float32)
-        assert slots.edit(logits.ctypes.data, DTYPES["float32"], WIDTH, 1, WIDTH) == 0
+        assert slots.edit(logits.ctypes.data, Dtype.FLOAT32, WIDTH, 1, WIDTH) == 0
         assert not logits.any()
 
 
@@ -223,7 +224,7 @@ def test_rows_that_had_to_be_left_alone_are_counted():
     logits = np.zeros((3, WIDTH), np.float32)
     logits[1] = -np.inf
     assert slots.step(3) == 3
-    assert slots.edit(logits.ctypes.data, DTYPES["float32"], WIDTH, 1, WIDTH) == 1
+    assert slots.edit(logits.ctypes.data, Dtype.FLOAT32, WIDTH, 1, WIDTH) == 1
 
 
 def test_arguments_are_checked():

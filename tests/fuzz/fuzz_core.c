@@ -56,11 +56,12 @@ typedef struct {
   int32_t control_bytes[MAX_CONTROLS], control_dropped[MAX_CONTROLS];
   uint8_t space[4];
   int32_t never[MAX_TOKENS], inert[MAX_TOKENS], blank[MAX_TOKENS], partial[3][MAX_TOKENS], continuing[2][MAX_TOKENS];
-  int32_t seq_offset[NUM_SEQ + 1], seq_token[NUM_SEQ * 4], policy_token[4 * 4];
+  int32_t seq_offset[NUM_SEQ + 1], seq_token[NUM_SEQ * 4];
   tg_vocab vocab;
   tg_patterns patterns;
   tg_program program;
   tg_policy policy;
+  int32_t policy_token[4 * 4]; /* behind the policy, as its offset says */
 } world;
 
 static void make_vocabulary(bytes* in, world* w) {
@@ -137,7 +138,6 @@ static void make_program(bytes* in, world* w, tg_lift* lift, int is_channel) {
   p->body_token = is_channel ? take(in, num_tokens) : -1;
   p->message_end = is_channel ? take(in, num_tokens) : -1;
   p->header_tokens = is_channel ? take(in, 8) : 0;
-  p->longest_finish = 4;
   memcpy(&p->space_word, &word, sizeof word);
   p->space_bytes = w->patterns.space_bytes;
   p->step = lift->step;
@@ -164,21 +164,21 @@ static void make_program(bytes* in, world* w, tg_lift* lift, int is_channel) {
 static void make_policy(bytes* in, world* w) {
   tg_policy* p = &w->policy;
   int32_t num_tokens = w->vocab.num_tokens;
-  p->max_thinking = take(in, 12) - 1;
-  p->min_thinking = p->max_thinking < 0 ? take(in, 6) : take(in, p->max_thinking + 1);
-  p->grace = p->max_thinking < 0 ? 0 : take(in, p->max_thinking + 1);
+  p->max_thinking_tokens = take(in, 12) - 1;
+  p->min_thinking_tokens = p->max_thinking_tokens < 0 ? take(in, 6) : take(in, p->max_thinking_tokens + 1);
+  p->grace_tokens = p->max_thinking_tokens < 0 ? 0 : take(in, p->max_thinking_tokens + 1);
   p->close_at = take(in, 2);
-  p->soft = p->max_thinking > p->min_thinking ? p->min_thinking : TG_NO_LIMIT;
-  p->close_bias = p->soft < 0 ? 0.0f : (float)take(in, 100);
-  p->max_extensions = p->min_thinking ? take(in, 3) : 0;
+  p->soft_thinking_tokens = p->max_thinking_tokens > p->min_thinking_tokens ? p->min_thinking_tokens : TG_NO_LIMIT;
+  p->close_bias = p->soft_thinking_tokens < 0 ? 0.0f : (float)take(in, 100);
+  p->max_extensions = p->min_thinking_tokens ? take(in, 3) : 0;
   p->on_eos = take(in, 2);
   p->opening = take(in, 3);
-  p->max_blocks = 1 + take(in, 3);
-  p->min_answer = take(in, 4);
-  p->max_answer = take(in, 2) ? 1 + p->min_answer + take(in, 4) : TG_NO_LIMIT;
-  p->reserve_answer = take(in, 3);
+  p->max_think_blocks = 1 + take(in, 3);
+  p->min_answer_tokens = take(in, 4);
+  p->max_answer_tokens = take(in, 2) ? 1 + p->min_answer_tokens + take(in, 4) : TG_NO_LIMIT;
+  p->reserve_answer_tokens = take(in, 3);
   p->loop_tokens = take(in, 2) ? 4 + take(in, 253) : 0;
-  p->markers_allowed = take(in, 4) == 0;
+  p->markers_in_answer = take(in, 4) == 0;
   p->longest_close = 4 + take(in, 3);
   p->num_eos = take(in, 4);
   for (int32_t i = 0; i < p->num_eos; i++) p->eos[i] = take(in, num_tokens + 4);
@@ -187,7 +187,7 @@ static void make_policy(bytes* in, world* w) {
     for (int32_t i = 0; i < length; i++) w->policy_token[p->seq_offset[s] + i] = take(in, num_tokens);
     p->seq_offset[s + 1] = p->seq_offset[s] + length;
   }
-  p->tokens = w->policy_token;
+  p->tokens = (int32_t)(((uint8_t*)w->policy_token - (uint8_t*)p) / sizeof(int32_t));
 }
 
 /* Apply in one dtype and layout; the edited row as float. */
@@ -221,10 +221,10 @@ static int32_t apply(const world* w, const tg_action* action, const float* logit
   return done;
 }
 
-static int32_t check_step(bytes* in, const world* w, const tg_row* row) {
+static int32_t check_step(bytes* in, const world* w, const tg_state* state) {
   tg_action action;
   float logits[WIDTH], edited[WIDTH];
-  tg_decide(&w->program, &w->policy, row, &action);
+  tg_decide(&w->program, &w->policy, state, &action);
   int32_t width = w->vocab.num_tokens + take(in, 2 * BEYOND + 1) - BEYOND, style = take(in, 4);
   if (width < 0) width = 0;
   for (int32_t t = 0; t < width; t++) {
@@ -284,6 +284,23 @@ static void check_lookups(bytes* in, const world* w) {
   CHECK(w->policy.num_eos ? tg_is_eos(&w->policy, due) : due == -1);
 }
 
+/* A sequence that has gone on for billions of tokens: counters stop where they are, and nothing is written beside the ring. */
+static void grow_old(bytes* in, tg_state* state, tg_loop* loop) {
+  int32_t* counters[] = {&state->thinking, &state->block,      &state->blocks, &state->visible,      &state->answer,
+                         &state->blank,    &state->extensions, &state->length, &state->header_tokens};
+  for (size_t i = 0; i < sizeof counters / sizeof *counters; i++)
+    if (take(in, 2)) *counters[i] = INT32_MAX - take(in, 3);
+  if (!loop) return;
+  loop->count = take(in, 2) ? (uint32_t)INT32_MAX - (uint32_t)take(in, 70) : UINT32_MAX - (uint32_t)take(in, 70);
+  for (int32_t i = 0; i < TG_LOOP_PERIODS; i++) loop->run[i] = INT32_MAX - take(in, 3);
+}
+
+static void check_state(const world* w, const tg_state* state) {
+  CHECK(state->node >= 0 && state->node < w->program.num_nodes);
+  CHECK(state->thinking >= 0 && state->block >= 0 && state->blocks >= 0 && state->visible >= 0 && state->answer >= 0);
+  CHECK(state->blank >= 0 && state->extensions >= 0 && state->length >= 0 && state->header_tokens >= 0);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   bytes in = {data, size};
   static world w;
@@ -303,21 +320,28 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   CHECK(start >= 0 && start <= num);
   start = tg_turn_start_by_text(&w.program, tokens, num, &found);
   CHECK(start >= 0 && start <= num);
-  tg_row row, saved;
-  tg_loop loop, *side = w.policy.loop_tokens ? &loop : NULL;
-  tg_start(&w.program, &w.policy, tokens, num, raw, limit, &row, side);
+  tg_state state, saved;
+  tg_loop loop = {0}, *side = w.policy.loop_tokens ? &loop : NULL;
+  tg_start(&w.program, &w.policy, tokens, num, raw, limit, &state, side);
+  int is_old = take(&in, 4) == 0;
+  if (is_old) grow_old(&in, &state, side);
+  tg_state begun = state;
+  tg_loop begun_loop = loop;
   while (num < MAX_STEPS && (in.size || num < num_turn + 4)) {
-    int32_t best = check_step(&in, &w, &row), draw = take(&in, 4);
+    int32_t best = check_step(&in, &w, &state), draw = take(&in, 4);
     tokens[num] = draw && best >= 0 ? best : take(&in, w.vocab.num_tokens + 3) - 1;
-    tg_advance(&w.program, &w.policy, &row, side, tokens[num++]);
-    CHECK(row.node >= 0 && row.node < w.program.num_nodes);
+    tg_advance(&w.program, &w.policy, &state, side, tokens[num++]);
+    check_state(&w, &state);
   }
-  saved = row;
-  tg_start(&w.program, &w.policy, tokens, num_turn, raw, limit, &row, side);
+  saved = state;
+  if (!is_old) tg_start(&w.program, &w.policy, tokens, num_turn, raw, limit, &state, side);
+  if (!is_old) CHECK(!memcmp(&begun, &state, sizeof state));
+  state = begun;
+  loop = begun_loop;
   int64_t output[2 * MAX_STEPS]; /* every other one, as a column of a host's ids */
   for (int32_t i = num_turn; i < num; i++) output[2 * (i - num_turn)] = tokens[i];
-  tg_scan(&w.program, &w.policy, &row, side, output, num - num_turn, 2);
-  CHECK(!memcmp(&saved, &row, sizeof row));
+  tg_scan(&w.program, &w.policy, &state, side, output, num - num_turn, 2);
+  CHECK(!memcmp(&saved, &state, sizeof state));
   tg_lift_free(lift);
   return 0;
 }

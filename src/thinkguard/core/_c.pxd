@@ -8,17 +8,46 @@ cdef extern from "thinkguard.h" nogil:
     enum:
         TG_START, TG_END, TG_ANSWER, TG_IMPLICIT, TG_SPELLED, TG_TOOL, TG_BODY, TG_HEADER, TG_CALL_END, TG_RECIPIENT
         TG_MULTI, TG_GROWS_END, TG_EXTENDS
+
     enum:
         TG_TEXT, TG_VISIBLE, TG_INERT, TG_BOUNDARY, TG_RAW
-    enum:
-        TG_NO_LIMIT, TG_MAX_EOS
-    enum:
-        TG_SEQ_NONE, TG_SEQ_OPEN, TG_SEQ_CLOSE, TG_SEQ_OFF, TG_SEQ_EXTEND, TG_SEQ_PROGRAM
-    enum:
-        TG_ROW_INERT, TG_ROW_LOOP, TG_ROW_RECIPIENT, TG_ROW_VIOLATION, TG_ROW_FORCED
+
+    ctypedef enum tg_phase:
+        TG_BEFORE, TG_THINKING, TG_CLOSING, TG_HEADING, TG_ANSWERING, TG_DONE
+
+    ctypedef enum tg_closed_by:
+        TG_BY_NONE, TG_BY_MODEL, TG_BY_BUDGET, TG_BY_BOUNDARY, TG_BY_LOOP, TG_BY_IMPLICIT, TG_BY_PROMPT
+
+    ctypedef enum tg_body:
+        TG_BODY_NONE, TG_BODY_FREE, TG_BODY_FINAL, TG_BODY_CALL, TG_BODY_PREAMBLE
+
+    ctypedef enum tg_opening:
+        TG_OPEN_FORCE, TG_OPEN_ALLOW, TG_OPEN_FORBID
+
+    ctypedef enum tg_on_eos:
+        TG_EOS_CLOSE, TG_EOS_BAN
+
+    ctypedef enum tg_close_at:
+        TG_AT_LINE, TG_AT_SENTENCE
+
+    ctypedef enum tg_markers:
+        TG_MARKERS_BAN, TG_MARKERS_ALLOW
 
     ctypedef enum tg_dtype:
         TG_FLOAT32, TG_FLOAT16, TG_BFLOAT16
+
+    enum:
+        TG_NO_LIMIT, TG_MAX_EOS, TG_LOOP_PERIODS, TG_BLANK_PATIENCE, TG_HEADER_PATIENCE
+
+    enum:
+        TG_SEQ_NONE, TG_SEQ_OPEN, TG_SEQ_CLOSE, TG_SEQ_OFF, TG_SEQ_EXTEND, TG_SEQ_PROGRAM
+
+    enum:
+        TG_STATE_INERT, TG_STATE_LOOP, TG_STATE_RECIPIENT, TG_STATE_VIOLATION, TG_STATE_FORCED
+
+    enum:
+        TG_BAN_EOS, TG_BAN_INERT, TG_BAN_BLANK, TG_MOVE_EOS, TG_MOVE_IMPLICIT, TG_MOVE_END, TG_ONLY_CALL_END
+        TG_NOT_CALL_END, TG_BAN_NEVER
 
     ctypedef struct tg_event:
         int32_t kinds, last, starts, tail_bytes, tail_visible, space, marker_bytes
@@ -28,7 +57,7 @@ cdef extern from "thinkguard.h" nogil:
 
     ctypedef struct tg_program:
         int32_t vocab_size, num_nodes, is_channel, header_seq, channel_seq, body_token, message_end, header_tokens
-        int32_t longest_finish, space_word, space_bytes
+        int32_t space_word, space_bytes
         const uint32_t *step
         const uint32_t *info
         const uint32_t *tail
@@ -52,19 +81,32 @@ cdef extern from "thinkguard.h" nogil:
         const int32_t *seq_token
 
     ctypedef struct tg_policy:
-        int32_t max_thinking, min_thinking, grace, close_at, soft, max_extensions, on_eos, opening, max_blocks
-        int32_t min_answer, max_answer, reserve_answer, loop_tokens, markers_allowed, longest_close, num_eos
+        int32_t max_thinking_tokens
+        int32_t min_thinking_tokens
+        int32_t grace_tokens
+        int32_t close_at
+        int32_t soft_thinking_tokens
+        int32_t max_extensions
+        int32_t on_eos
+        int32_t opening
+        int32_t max_think_blocks
+        int32_t min_answer_tokens
+        int32_t max_answer_tokens
+        int32_t reserve_answer_tokens
+        int32_t loop_tokens
+        int32_t markers_in_answer
+        int32_t longest_close, num_eos
         int32_t eos[16]
         float close_bias
         int32_t seq_offset[6]
-        const int32_t *tokens
+        int32_t tokens
 
-    ctypedef struct tg_row:
+    ctypedef struct tg_state:
         int32_t phase, node, tail, seq, pos, flags, thinking, block, blocks, visible, answer, blank, extensions, space
-        int32_t closed_by, length, header, body, limit
+        int32_t closed_by, length, header_tokens, is_headed, body, limit
 
     ctypedef struct tg_loop:
-        int32_t count
+        uint32_t count
         int32_t ring[64]
         int32_t run[64]
 
@@ -72,7 +114,7 @@ cdef extern from "thinkguard.h" nogil:
         TG_FREE, TG_FORCE, TG_EDIT, TG_ALLOW
 
     ctypedef struct tg_action:
-        int32_t kind, token, node, forbidden, flags, cut, pending
+        int32_t kind, token, node, forbidden, allowed, flags, cut, pending
         float bias
 
     ctypedef struct tg_vocab:
@@ -114,14 +156,15 @@ cdef extern from "thinkguard.h" nogil:
     tg_status tg_lift_new(const tg_vocab *vocab, const tg_patterns *patterns, tg_lift **lift)
     void tg_lift_free(tg_lift *lift)
     uint32_t tg_step(const tg_program *program, int32_t node, int32_t token)
+    int32_t tg_kinds_on_the_way(const tg_program *program, const int32_t *tokens, int64_t num_tokens)
     int64_t tg_turn_start(const tg_program *program, const int32_t *token_ids, int64_t num_tokens, int32_t *raw)
     int64_t tg_turn_start_by_text(const tg_program *turns, const int32_t *token_ids, int64_t num_tokens, int32_t *raw)
     void tg_start(const tg_program *program, const tg_policy *policy, const int32_t *turn_ids, int64_t num_tokens,
-                  int32_t raw, int32_t limit, tg_row *row, tg_loop *loop)
-    void tg_advance(const tg_program *program, const tg_policy *policy, tg_row *row, tg_loop *loop, int32_t token)
-    void tg_scan(const tg_program *program, const tg_policy *policy, tg_row *row, tg_loop *loop, const int64_t *token_ids,
+                  int32_t raw, int32_t limit, tg_state *state, tg_loop *loop)
+    void tg_advance(const tg_program *program, const tg_policy *policy, tg_state *state, tg_loop *loop, int32_t token)
+    void tg_scan(const tg_program *program, const tg_policy *policy, tg_state *state, tg_loop *loop, const int64_t *token_ids,
                  int64_t num_tokens, int64_t stride)
-    void tg_decide(const tg_program *program, const tg_policy *policy, const tg_row *row, tg_action *action)
+    void tg_decide(const tg_program *program, const tg_policy *policy, const tg_state *state, tg_action *action)
     int32_t tg_close_room(const tg_program *program, const tg_policy *policy)
     int32_t tg_answer_eos(const tg_program *program, const tg_policy *policy)
     int32_t tg_allows(const tg_program *program, const tg_policy *policy, const tg_action *action, int32_t token)

@@ -14,7 +14,8 @@ cdef class Tables:
 
 @cython.final
 cdef class BoundPolicy:
-    cdef c.tg_policy policy
+    cdef c.tg_policy *policy  # in `block`, the tokens of its sequences behind it
+    cdef object block
     cdef readonly Tables tables
     cdef readonly object source
     cdef readonly object tokens
@@ -22,20 +23,20 @@ cdef class BoundPolicy:
 
 
 @cython.final
-cdef class Row:
-    cdef c.tg_row row
+cdef class ThinkState:
+    cdef c.tg_state state
     cdef c.tg_loop *loop
     cdef readonly BoundPolicy policy
 
 
-cdef struct Member:  # where a row and what it stands on lie in memory; good as long as the row lives
+cdef struct Member:  # where a state and what it stands on lie in memory; good as long as the state lives
     const c.tg_program *program
     const c.tg_policy *policy
-    c.tg_row *row
+    c.tg_state *state
     c.tg_loop *loop
 
 
-cdef Member member_of(Row row) noexcept
+cdef Member member_of(ThinkState state) noexcept
 cdef void advance_one(const Member *member, int64_t token) noexcept nogil
 cdef void decide_one(const Member *member, c.tg_action *action) noexcept nogil
 cdef int32_t edit_one(const Member *member, const c.tg_action *action, void *logits, int dtype, int64_t stride,

@@ -1,4 +1,4 @@
-"""Check, release the GIL, call C, raise. No algorithm lives here."""
+"""Check, release the GIL, call C, raise. The rules are all in C; what is here knows Python's objects and a host's memory."""
 cimport cython
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport int32_t, int64_t, intptr_t, uint8_t, uint32_t
@@ -9,10 +9,39 @@ import numpy as np
 from thinkguard.core cimport _c as c
 from thinkguard.errors import InputError
 
-EVENT_FIELDS = 7
-NODE_FIELDS = 7
-MAX_EOS = c.TG_MAX_EOS
-DTYPES = {"float32": c.TG_FLOAT32, "float16": c.TG_FLOAT16, "bfloat16": c.TG_BFLOAT16}
+# Every constant of the header, by its name there without TG_; names.py gives them Python's types.
+CONSTANTS = {
+    "OK": c.TG_OK, "NO_MEMORY": c.TG_NO_MEMORY, "BAD_ARGUMENT": c.TG_BAD_ARGUMENT, "TOO_LARGE": c.TG_TOO_LARGE,
+    "START": c.TG_START, "END": c.TG_END, "ANSWER": c.TG_ANSWER, "IMPLICIT": c.TG_IMPLICIT, "SPELLED": c.TG_SPELLED,
+    "TOOL": c.TG_TOOL, "BODY": c.TG_BODY, "HEADER": c.TG_HEADER, "CALL_END": c.TG_CALL_END,
+    "RECIPIENT": c.TG_RECIPIENT, "MULTI": c.TG_MULTI, "GROWS_END": c.TG_GROWS_END, "EXTENDS": c.TG_EXTENDS,
+    "TEXT": c.TG_TEXT, "VISIBLE": c.TG_VISIBLE, "INERT": c.TG_INERT, "BOUNDARY": c.TG_BOUNDARY, "RAW": c.TG_RAW,
+    "BEFORE": c.TG_BEFORE, "THINKING": c.TG_THINKING, "CLOSING": c.TG_CLOSING, "HEADING": c.TG_HEADING,
+    "ANSWERING": c.TG_ANSWERING, "DONE": c.TG_DONE, "BY_NONE": c.TG_BY_NONE, "BY_MODEL": c.TG_BY_MODEL,
+    "BY_BUDGET": c.TG_BY_BUDGET, "BY_BOUNDARY": c.TG_BY_BOUNDARY, "BY_LOOP": c.TG_BY_LOOP,
+    "BY_IMPLICIT": c.TG_BY_IMPLICIT, "BY_PROMPT": c.TG_BY_PROMPT, "BODY_NONE": c.TG_BODY_NONE,
+    "BODY_FREE": c.TG_BODY_FREE, "BODY_FINAL": c.TG_BODY_FINAL, "BODY_CALL": c.TG_BODY_CALL,
+    "BODY_PREAMBLE": c.TG_BODY_PREAMBLE, "OPEN_FORCE": c.TG_OPEN_FORCE, "OPEN_ALLOW": c.TG_OPEN_ALLOW,
+    "OPEN_FORBID": c.TG_OPEN_FORBID, "EOS_CLOSE": c.TG_EOS_CLOSE, "EOS_BAN": c.TG_EOS_BAN, "AT_LINE": c.TG_AT_LINE,
+    "AT_SENTENCE": c.TG_AT_SENTENCE, "MARKERS_BAN": c.TG_MARKERS_BAN, "MARKERS_ALLOW": c.TG_MARKERS_ALLOW,
+    "FLOAT32": c.TG_FLOAT32, "FLOAT16": c.TG_FLOAT16, "BFLOAT16": c.TG_BFLOAT16, "NO_LIMIT": c.TG_NO_LIMIT,
+    "MAX_EOS": c.TG_MAX_EOS, "LOOP_PERIODS": c.TG_LOOP_PERIODS, "BLANK_PATIENCE": c.TG_BLANK_PATIENCE,
+    "HEADER_PATIENCE": c.TG_HEADER_PATIENCE, "SEQ_NONE": c.TG_SEQ_NONE, "SEQ_OPEN": c.TG_SEQ_OPEN,
+    "SEQ_CLOSE": c.TG_SEQ_CLOSE, "SEQ_OFF": c.TG_SEQ_OFF, "SEQ_EXTEND": c.TG_SEQ_EXTEND,
+    "SEQ_PROGRAM": c.TG_SEQ_PROGRAM, "STATE_INERT": c.TG_STATE_INERT, "STATE_LOOP": c.TG_STATE_LOOP,
+    "STATE_RECIPIENT": c.TG_STATE_RECIPIENT, "STATE_VIOLATION": c.TG_STATE_VIOLATION,
+    "STATE_FORCED": c.TG_STATE_FORCED, "FREE": c.TG_FREE, "FORCE": c.TG_FORCE, "EDIT": c.TG_EDIT, "ALLOW": c.TG_ALLOW,
+    "BAN_EOS": c.TG_BAN_EOS, "BAN_INERT": c.TG_BAN_INERT, "BAN_BLANK": c.TG_BAN_BLANK, "MOVE_EOS": c.TG_MOVE_EOS,
+    "MOVE_IMPLICIT": c.TG_MOVE_IMPLICIT, "MOVE_END": c.TG_MOVE_END, "ONLY_CALL_END": c.TG_ONLY_CALL_END,
+    "NOT_CALL_END": c.TG_NOT_CALL_END, "BAN_NEVER": c.TG_BAN_NEVER,
+}
+
+cdef c.tg_event an_event
+cdef c.tg_node a_node
+memset(&an_event, 0, sizeof(c.tg_event))
+memset(&a_node, 0, sizeof(c.tg_node))
+EVENT = np.dtype([(name, np.int32) for name in (<object> an_event)])
+NODE = np.dtype([(name, np.int32) for name in (<object> a_node)])
 
 
 cdef int check(int status) except -1:
@@ -79,8 +108,8 @@ def lift(const uint8_t[::1] text not None, const int64_t[::1] offsets not None, 
             "mark_offset": copied(out.mark_offset, n + 1, np.int32),
             "mark_token": copied(out.mark_token, out.num_marks, np.int32),
             "mark_mask": copied(out.mark_mask, out.num_marks, np.uint32),
-            "events": copied(out.events, out.num_events * EVENT_FIELDS, np.int32).reshape(-1, EVENT_FIELDS),
-            "nodes": copied(out.nodes, n * NODE_FIELDS, np.int32).reshape(-1, NODE_FIELDS),
+            "events": copied(out.events, out.num_events, EVENT),
+            "nodes": copied(out.nodes, n, NODE),
             "depth": copied(out.depth, n, np.int32),
             "end_depth": copied(out.end_depth, n, np.int32),
             "end_of": copied(out.end_of, n, np.int32),
@@ -92,8 +121,8 @@ def lift(const uint8_t[::1] text not None, const int64_t[::1] offsets not None, 
 
 
 cdef const int32_t *ints(object array) except? NULL:
-    """The address of an int32 array that the caller keeps alive; of an empty one, any."""
-    cdef const int32_t[::1] view = array.reshape(-1)
+    """The address of an array of int32, or of structs of them, that the caller keeps alive; NULL of an empty one."""
+    cdef const int32_t[::1] view = array.reshape(-1).view(np.int32)
     return &view[0] if view.shape[0] else NULL
 
 
@@ -115,7 +144,7 @@ cdef class Tables:
         p.num_nodes = len(arrays["nodes"])
         p.is_channel, p.header_seq, p.channel_seq = scalars["is_channel"], scalars["header_seq"], scalars["channel_seq"]
         p.body_token, p.message_end = scalars["body_token"], scalars["message_end"]
-        p.header_tokens, p.longest_finish = scalars["header_tokens"], scalars["longest_finish"]
+        p.header_tokens = scalars["header_tokens"]
         p.space_word, p.space_bytes = scalars["space_word"], scalars["space_bytes"]
         p.step, p.info, p.tail = words(arrays["step"]), words(arrays["info"]), words(arrays["tail"])
         p.except_offset, p.except_token = ints(arrays["except_offset"]), ints(arrays["except_token"])
@@ -142,18 +171,12 @@ cdef class Tables:
         cdef uint32_t step = c.tg_step(&self.program, node, token)
         return step & 0xFFFF, step >> 16
 
-    def kinds_on_the_way(self, int32_t[::1] tokens not None):
+    def kinds_on_the_way(self, const int32_t[::1] tokens not None):
         """All kinds of marker that a sequence of tokens would complete, begun from any node."""
-        cdef int32_t node, at, kinds = 0
-        cdef Py_ssize_t i
-        cdef uint32_t step
-        with nogil:
-            for node in range(self.program.num_nodes):
-                at = node
-                for i in range(tokens.shape[0]):
-                    step = c.tg_step(&self.program, at, tokens[i])
-                    at = step & 0xFFFF
-                    kinds |= self.program.events[step >> 16].kinds
+        cdef int32_t kinds = 0
+        if tokens.shape[0]:
+            with nogil:
+                kinds = c.tg_kinds_on_the_way(&self.program, &tokens[0], tokens.shape[0])
         return kinds
 
     def turn_start(self, const int32_t[::1] token_ids not None, Tables turns=None):
@@ -173,28 +196,23 @@ cdef class Tables:
 cdef class BoundPolicy:
     """A policy with its messages spelled for one program and its EOS set resolved."""
 
-    def __init__(self, Tables tables not None, object source, dict fields not None, list sequences not None,
-                 tuple eos_token_ids not None):
-        cdef int i
-        if len(eos_token_ids) > MAX_EOS:
-            raise InputError(f"eos_token_ids={eos_token_ids!r}: at most {MAX_EOS} ids can end a sequence")
+    def __cinit__(self, Tables tables not None, object source, dict fields not None, list sequences not None,
+                  tuple eos_token_ids not None):
+        """`fields` are those of tg_policy by name, the sequences (open, close, off, extend) and the EOS set aside."""
+        if len(eos_token_ids) > c.TG_MAX_EOS:
+            raise InputError(f"eos_token_ids={eos_token_ids!r}: at most {c.TG_MAX_EOS} ids can end a sequence")
         self.tables, self.source, self.fields = tables, source, fields
-        memset(&self.policy, 0, sizeof(c.tg_policy))
-        p = &self.policy
-        p.max_thinking, p.min_thinking, p.grace = fields["max_thinking"], fields["min_thinking"], fields["grace"]
-        p.close_at, p.soft, p.close_bias = fields["close_at"], fields["soft"], fields["close_bias"]
-        p.max_extensions, p.on_eos, p.opening = fields["max_extensions"], fields["on_eos"], fields["opening"]
-        p.max_blocks, p.min_answer, p.max_answer = fields["max_blocks"], fields["min_answer"], fields["max_answer"]
-        p.reserve_answer, p.loop_tokens = fields["reserve_answer"], fields["loop_tokens"]
-        p.markers_allowed, p.longest_close = fields["markers_allowed"], fields["longest_close"]
-        p.num_eos = len(eos_token_ids)
-        for i, token in enumerate(eos_token_ids):
-            p.eos[i] = token
-        p.seq_offset[1] = 0
-        for i, sequence in enumerate(sequences):
-            p.seq_offset[i + 2] = p.seq_offset[i + 1] + len(sequence)
-        self.tokens = np.array([t for sequence in sequences for t in sequence] or [0], np.int32)
-        p.tokens = ints(self.tokens)
+        self.tokens = np.array([token for sequence in sequences for token in sequence], np.int32)
+        cdef Py_ssize_t head = sizeof(c.tg_policy) // sizeof(int32_t)
+        self.block = np.zeros(head + len(self.tokens), np.int32)
+        self.block[head:] = self.tokens
+        cdef int32_t[::1] block = self.block
+        self.policy = <c.tg_policy *> &block[0]
+        offsets = np.cumsum([0, 0, *map(len, sequences)])
+        self.policy[0] = dict(
+            fields, num_eos=len(eos_token_ids), eos=[*eos_token_ids, *[-1] * (c.TG_MAX_EOS - len(eos_token_ids))],
+            seq_offset=offsets.tolist(), tokens=head,
+        )
 
     @property
     def eos_token_ids(self):
@@ -203,27 +221,29 @@ cdef class BoundPolicy:
     @property
     def close_room(self):
         """Tokens that have to be left of `max_tokens` when thinking ends."""
-        return c.tg_close_room(&self.tables.program, &self.policy)
+        return c.tg_close_room(&self.tables.program, self.policy)
 
     @property
     def answer_eos(self):
         """The token that is forced at `max_answer_tokens`, -1 for an empty EOS set."""
-        return c.tg_answer_eos(&self.tables.program, &self.policy)
+        return c.tg_answer_eos(&self.tables.program, self.policy)
 
     def sequence(self, int seq):
-        """The tokens of one of the policy's own sequences (1: open, 2: close, 3: off, 4: extend)."""
+        """The tokens of one of the policy's own sequences, `names.Seq`."""
+        if not c.TG_SEQ_NONE < seq < c.TG_SEQ_PROGRAM:
+            raise IndexError(f"sequence {seq} is none of a policy's own, 1 to 4")
         return self.tokens[self.policy.seq_offset[seq]:self.policy.seq_offset[seq + 1]].tolist()
 
 
 @cython.final
 cdef class Action:
-    """What the next step of a row needs; kind is 0 nothing, 1 one forced token, 2 edits, 3 only the allowed tokens."""
+    """What the next step of a sequence needs; `kind` is one of `names.ActionKind`."""
 
     cdef c.tg_action action
     cdef readonly BoundPolicy policy
 
     def __init__(self):
-        raise TypeError("actions are made by Row.decide()")
+        raise TypeError("actions are made by ThinkState.decide()")
 
     @property
     def kind(self):
@@ -240,24 +260,24 @@ cdef class Action:
 
     def allows(self, int32_t token):
         """Whether the action lets a token be sampled."""
-        return bool(c.tg_allows(&self.policy.tables.program, &self.policy.policy, &self.action, token))
+        return bool(c.tg_allows(&self.policy.tables.program, self.policy.policy, &self.action, token))
 
     def as_dict(self):
         return self.action
 
 
 @cython.final
-cdef class Row:
-    """Where one sequence stands. Made by `ThinkProgram.start`; `copy()` forks it."""
+cdef class ThinkState:
+    """Where one sequence stands. Made by `ThinkProgram.start`; `copy()` forks it, `rollback_to()` goes back to a fork."""
 
     def __cinit__(self, BoundPolicy policy not None):
         self.loop = NULL
         self.policy = policy
-        memset(&self.row, 0, sizeof(c.tg_row))
+        memset(&self.state, 0, sizeof(c.tg_state))
         if policy.policy.loop_tokens:
             self.loop = <c.tg_loop *> PyMem_Malloc(sizeof(c.tg_loop))
             if self.loop is NULL:
-                raise MemoryError("no memory for a row's loop detector")
+                raise MemoryError("no memory for a sequence's loop detector")
             memset(self.loop, 0, sizeof(c.tg_loop))
 
     def __dealloc__(self):
@@ -267,80 +287,80 @@ cdef class Row:
         """Walk the assistant's own part of the prompt."""
         cdef const int32_t *ids = &turn_ids[0] if turn_ids.shape[0] else NULL
         with nogil:
-            c.tg_start(&self.policy.tables.program, &self.policy.policy, ids, turn_ids.shape[0], raw, limit, &self.row,
+            c.tg_start(&self.policy.tables.program, self.policy.policy, ids, turn_ids.shape[0], raw, limit, &self.state,
                        self.loop)
 
     def advance(self, int32_t token):
         """Account for one sampled token."""
-        c.tg_advance(&self.policy.tables.program, &self.policy.policy, &self.row, self.loop, token)
+        c.tg_advance(&self.policy.tables.program, self.policy.policy, &self.state, self.loop, token)
 
     def advance_all(self, const int64_t[:] token_ids not None):
-        """Account for a whole row of sampled tokens; ids beyond int32 make the row inert."""
+        """Account for several sampled tokens; ids beyond int32 make the state inert."""
         if not token_ids.shape[0]:
             return
         cdef const int64_t *ids = &token_ids[0]
         cdef int64_t stride = token_ids.strides[0] // <int64_t> sizeof(int64_t)
         with nogil:
-            c.tg_scan(&self.policy.tables.program, &self.policy.policy, &self.row, self.loop, ids, token_ids.shape[0], stride)
+            c.tg_scan(&self.policy.tables.program, self.policy.policy, &self.state, self.loop, ids, token_ids.shape[0], stride)
 
     def decide(self):
         """Say what the next step needs."""
         cdef Action action = Action.__new__(Action)
         action.policy = self.policy
-        c.tg_decide(&self.policy.tables.program, &self.policy.policy, &self.row, &action.action)
+        c.tg_decide(&self.policy.tables.program, self.policy.policy, &self.state, &action.action)
         return action
 
     def copy(self):
         """A fork that shares nothing but the policy."""
-        cdef Row other = Row(self.policy)
-        other.assign(self)
+        cdef ThinkState other = ThinkState(self.policy)
+        other.rollback_to(self)
         return other
 
-    def assign(self, Row other not None):
-        """Become a copy of another row of the same policy (rollback)."""
+    def rollback_to(self, ThinkState other not None):
+        """Become a copy of another state of the same policy."""
         if other.policy is not self.policy:
-            raise InputError("row.assign(other): the rows belong to different policies; fork the other with copy()")
-        self.row = other.row
+            raise InputError("state.rollback_to(other): the two belong to different policies; fork the other with copy()")
+        self.state = other.state
         if self.loop is not NULL:
             memcpy(self.loop, other.loop, sizeof(c.tg_loop))
 
     def as_dict(self):
         """Every field of the state, for tests and reports."""
-        return self.row
+        return self.state
 
     @property
     def phase(self):
-        return self.row.phase
+        return self.state.phase
 
     @property
     def thinking_tokens(self):
-        return self.row.thinking
+        return self.state.thinking
 
     @property
     def closed_by(self):
-        return self.row.closed_by
+        return self.state.closed_by
 
     @property
     def flags(self):
-        return self.row.flags
+        return self.state.flags
 
     @property
     def forced(self):
         """Whether the last token was the forced one."""
-        return bool(self.row.flags & c.TG_ROW_FORCED)
+        return bool(self.state.flags & c.TG_STATE_FORCED)
 
 
-cdef Member member_of(Row row) noexcept:
-    return Member(&row.policy.tables.program, &row.policy.policy, &row.row, row.loop)
+cdef Member member_of(ThinkState state) noexcept:
+    return Member(&state.policy.tables.program, state.policy.policy, &state.state, state.loop)
 
 
 cdef void advance_one(const Member *member, int64_t token) noexcept nogil:
     cdef int32_t known = <int32_t> token if 0 <= token <= 0x7FFFFFFF else -1  # anything else is an impossible id
-    c.tg_advance(member.program, member.policy, member.row, member.loop, known)
+    c.tg_advance(member.program, member.policy, member.state, member.loop, known)
 
 
 cdef void decide_one(const Member *member, c.tg_action *action) noexcept nogil:
-    c.tg_decide(member.program, member.policy, member.row, action)
+    c.tg_decide(member.program, member.policy, member.state, action)
 
 
 cdef int32_t edit_one(const Member *member, const c.tg_action *action, void *logits, int dtype, int64_t stride,
@@ -349,32 +369,32 @@ cdef int32_t edit_one(const Member *member, const c.tg_action *action, void *log
 
 
 @cython.final
-cdef class RowBatch:
-    """A batch of rows, gathered once so that a step costs a few nanoseconds per row. [num_rows]"""
+cdef class StateBatch:
+    """The states of a batch, gathered once so that a step costs a few nanoseconds for each. [num_states]"""
 
-    cdef readonly tuple rows
+    cdef readonly tuple states
     cdef Member *members
     cdef int64_t *last
     cdef bint has_last
-    cdef Py_ssize_t num_rows
+    cdef Py_ssize_t num_states
 
     def __cinit__(self):
         self.members = NULL
         self.last = NULL
 
-    def __init__(self, list rows not None):
-        self.rows, self.num_rows = tuple(rows), len(rows)
-        self.members = <Member *> PyMem_Malloc(max(self.num_rows, 1) * sizeof(Member))
-        self.last = <int64_t *> PyMem_Malloc(max(self.num_rows, 1) * sizeof(int64_t))
+    def __init__(self, list states not None):
+        self.states, self.num_states = tuple(states), len(states)
+        self.members = <Member *> PyMem_Malloc(max(self.num_states, 1) * sizeof(Member))
+        self.last = <int64_t *> PyMem_Malloc(max(self.num_states, 1) * sizeof(int64_t))
         self.has_last = False
         if self.members is NULL or self.last is NULL:
-            raise MemoryError(f"no memory for a batch of {self.num_rows} rows")
+            raise MemoryError(f"no memory for a batch of {self.num_states} states")
         cdef Py_ssize_t i
-        cdef Row one
-        for i, row in enumerate(self.rows):
-            if not isinstance(row, Row):
-                raise InputError(f"rows[{i}] is a {type(row).__name__}, wanted what ThinkProgram.start returns")
-            one = row
+        cdef ThinkState one
+        for i, state in enumerate(self.states):
+            if not isinstance(state, ThinkState):
+                raise InputError(f"states[{i}] is a {type(state).__name__}, wanted what ThinkProgram.start returns")
+            one = state
             self.members[i] = member_of(one)
 
     def __dealloc__(self):
@@ -382,35 +402,35 @@ cdef class RowBatch:
         PyMem_Free(self.last)
 
     def __len__(self):
-        return self.num_rows
+        return self.num_states
 
     def advance(self, const int64_t[:] token_ids not None):
-        """Account for one sampled token of each row. token_ids: [num_rows]"""
+        """Account for one sampled token of each sequence. token_ids: [num_states]"""
         cdef Py_ssize_t i
-        if token_ids.shape[0] != self.num_rows:
-            raise InputError(f"token_ids has {token_ids.shape[0]} entries for {self.num_rows} rows")
+        if token_ids.shape[0] != self.num_states:
+            raise InputError(f"token_ids has {token_ids.shape[0]} entries for {self.num_states} states")
         cdef Member *members = self.members
         with nogil:
-            for i in range(self.num_rows):
+            for i in range(self.num_states):
                 advance_one(&members[i], token_ids[i])
 
     def apply(self, intptr_t address, int dtype, int64_t row_stride, int64_t stride, int32_t width):
-        """Decide and edit each row of logits in place; strides in elements. Returns how many rows had to be left alone."""
+        """Decide and edit row i of the logits for state i, in place; strides in elements. Returns how many rows were left alone."""
         cdef Py_ssize_t i, item = 4 if dtype == c.TG_FLOAT32 else 2
         cdef int64_t left = 0
         cdef Member *members = self.members
         cdef c.tg_action action
         with nogil:
-            for i in range(self.num_rows):
+            for i in range(self.num_states):
                 decide_one(&members[i], &action)
                 left += not edit_one(&members[i], &action, <char *> address + i * row_stride * item, dtype, stride, width)
         return left
 
     def note_last(self, intptr_t ids, int64_t row_stride, int64_t stride, int64_t length):
-        """Remember each row's last token, for `follow`."""
+        """Remember each sequence's last token, for `follow`."""
         cdef Py_ssize_t i
         self.has_last = length > 0
-        for i in range(self.num_rows if length else 0):
+        for i in range(self.num_states if length else 0):
             self.last[i] = (<const int64_t *> ids)[i * row_stride + (length - 1) * stride]
 
     def follow(self, intptr_t ids, int64_t row_stride, int64_t stride, int64_t num_rows, int64_t length):
@@ -421,22 +441,22 @@ cdef class RowBatch:
         cdef Py_ssize_t i
         cdef const int64_t *before = <const int64_t *> ids + (length - 2) * stride
         cdef const int64_t *newest = before + stride
-        if length < 2 or not self.has_last or num_rows != self.num_rows:
+        if length < 2 or not self.has_last or num_rows != self.num_states:
             return False
-        for i in range(self.num_rows):
+        for i in range(self.num_states):
             if before[i * row_stride] != self.last[i]:
                 return False
         with nogil:
-            for i in range(self.num_rows):
+            for i in range(self.num_states):
                 self.last[i] = newest[i * row_stride]
                 advance_one(&self.members[i], newest[i * row_stride])
         return True
 
     def is_free(self):
-        """Whether no row needs an edit at its next step."""
+        """Whether no sequence needs an edit at its next step."""
         cdef Py_ssize_t i
         cdef c.tg_action action
-        for i in range(self.num_rows):
+        for i in range(self.num_states):
             decide_one(&self.members[i], &action)
             if action.kind:
                 return False

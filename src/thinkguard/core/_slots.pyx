@@ -1,4 +1,4 @@
-"""Rows by batch index, for a host that keeps what each request has said in a Python list. No algorithm lives here."""
+"""States by batch index, for a host that keeps each request's output in a Python list, which is read here and nowhere else."""
 cimport cython
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_Check
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
@@ -6,7 +6,7 @@ from libc.stdint cimport int32_t, int64_t, intptr_t
 from libc.string cimport memcpy
 
 from thinkguard.core cimport _c as c
-from thinkguard.core._core cimport BoundPolicy, Member, Row, advance_one, decide_one, edit_one, member_of
+from thinkguard.core._core cimport BoundPolicy, Member, ThinkState, advance_one, decide_one, edit_one, member_of
 
 ACTION_FIELDS = 2 + sizeof(c.tg_action) // sizeof(int32_t)
 
@@ -19,9 +19,9 @@ cdef enum:
 cdef class _Slot:
     """One guarded request: where it stands, and how much of its output was read."""
 
-    cdef Row row  # behind output[:seen]
-    cdef Row behind_prompt
-    cdef Member member  # of `row`
+    cdef ThinkState state  # behind output[:seen]
+    cdef ThinkState behind_prompt
+    cdef Member member  # of `state`
     cdef list output  # the host's own, which grows
     cdef Py_ssize_t seen
     cdef int64_t last  # output[seen - 1] as it was read
@@ -50,7 +50,7 @@ cdef int catch_up(_Slot slot) except -1:
     cdef Py_ssize_t length = len(output)
     cdef int64_t token
     if slot.seen and (length < slot.seen or token_at(output, slot.seen - 1) != slot.last):
-        slot.row.assign(slot.behind_prompt)  # tokens were discarded: walk what is left once more
+        slot.state.rollback_to(slot.behind_prompt)  # tokens were discarded: walk what is left once more
         slot.seen = 0
     while slot.seen < length:
         token = token_at(output, slot.seen)
@@ -85,13 +85,13 @@ cdef class Slots:
     def __dealloc__(self):
         PyMem_Free(self.edits)
 
-    def put(self, Py_ssize_t index, Row row not None, list output not None):
-        """Guard the request at a batch index, in place of any that was there; `row` stands behind its prompt."""
+    def put(self, Py_ssize_t index, ThinkState state not None, list output not None):
+        """Guard the request at a batch index, in place of any that was there; `state` stands behind its prompt."""
         cdef _Slot slot = _Slot.__new__(_Slot)
         self.remove(index)
-        slot.row, slot.behind_prompt, slot.output = row, row.copy(), output
-        slot.member = member_of(row)
-        slot.policy = self.hold(row.policy)
+        slot.state, slot.behind_prompt, slot.output = state, state.copy(), output
+        slot.member = member_of(state)
+        slot.policy = self.hold(state.policy)
         self.set_at(index, slot)
         self.num_guarded += 1
 
@@ -184,7 +184,7 @@ cdef class Slots:
 
     cdef int set_at(self, Py_ssize_t index, _Slot slot) except -1:
         cdef void *edits
-        self.num_edits = 0  # they point into rows, of which one may be gone now
+        self.num_edits = 0  # they point into states, of which one may be gone now
         if index >= len(self.slots):
             if slot is None:
                 return 0

@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import IntFlag
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from thinkguard.core import _core
+from thinkguard.core.names import Kind, Seq, TokenInfo
 from thinkguard.errors import FormatError
 from thinkguard.formats import DEFAULT_INNER, ThinkFormat
 from thinkguard.vocabulary import TokenFlag, Vocabulary
@@ -23,34 +23,7 @@ from thinkguard.vocabulary import TokenFlag, Vocabulary
 Arrays = dict[str, npt.NDArray[Any]]
 Symbols = tuple[int, ...]
 
-SEQ_PROGRAM = 5  # number of the first sequence of a program; see thinkguard.h
 _CONTROL = 256
-
-
-class Kind(IntFlag):
-    """What a marker is; the values are those of thinkguard.h."""
-
-    START = 1
-    END = 2
-    ANSWER = 4
-    IMPLICIT = 8
-    SPELLED = 16
-    TOOL = 32
-    BODY = 64
-    HEADER = 128
-    CALL_END = 256
-    RECIPIENT = 512
-    MULTI = 1024
-
-
-class Info(IntFlag):
-    """What a token is; the values are those of thinkguard.h."""
-
-    TEXT = 1
-    VISIBLE = 2
-    INERT = 4
-    BOUNDARY = 8
-    RAW = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +94,7 @@ def compile_format(format: ThinkFormat, vocabulary: Vocabulary) -> Compiled:
     space = format.open_text.removeprefix(format.starts[0]).encode()
     lifted = _lift(vocabulary, alphabet, patterns, space)
     default_eos = _eos(format, vocabulary)
-    _flag_tokens(lifted, format, vocabulary, alphabet, default_eos)
+    _flag_tokens(lifted, format, vocabulary, alphabet)
     _list_tokens(lifted, vocabulary, default_eos)
     spelled = _Spelling(format, alphabet, patterns, lifted)
     lifted |= spelled.arrays()
@@ -199,15 +172,13 @@ def _lift(vocabulary: Vocabulary, alphabet: _Alphabet, patterns: dict[Symbols, i
     )
 
 
-def _flag_tokens(
-    lifted: Arrays, format: ThinkFormat, vocabulary: Vocabulary, alphabet: _Alphabet, eos: tuple[int, ...]
-) -> None:
+def _flag_tokens(lifted: Arrays, format: ThinkFormat, vocabulary: Vocabulary, alphabet: _Alphabet) -> None:
     """Add to `info` what only the vocabulary and the format know."""
     info = lifted["info"]
-    inert = ((info & Info.TEXT) == 0) | ((vocabulary.flags & TokenFlag.SPECIAL) != 0)
+    inert = ((info & TokenInfo.TEXT) == 0) | ((vocabulary.flags & TokenFlag.SPECIAL) != 0)
     inert[list(alphabet.controls)] = False
-    info[inert] |= np.uint32(Info.INERT)
-    info[inert] &= np.uint32(0xFFFFFFFF ^ int(Info.VISIBLE))
+    info[inert] |= np.uint32(TokenInfo.INERT)
+    info[inert] &= np.uint32(0xFFFFFFFF ^ int(TokenInfo.VISIBLE))
     raw = {*vocabulary.bos_ids, *vocabulary.pad_ids}
     if format.boundaries is None:
         inner = {*DEFAULT_INNER, *format.inner, *format.answer_ends, *format.implicit_ends}
@@ -215,21 +186,21 @@ def _flag_tokens(
         boundaries -= set(alphabet.controls)
     else:
         boundaries = {vocabulary.added[name] for name in format.boundaries if name in vocabulary.added} | raw
-    info[list(boundaries)] |= np.uint32(Info.BOUNDARY)
-    info[[t for t in raw if t in boundaries]] |= np.uint32(Info.RAW)
+    info[list(boundaries)] |= np.uint32(TokenInfo.BOUNDARY)
+    info[[t for t in raw if t in boundaries]] |= np.uint32(TokenInfo.RAW)
 
 
 def _list_tokens(lifted: Arrays, vocabulary: Vocabulary, eos: tuple[int, ...]) -> None:
     """The tokens that whole classes of bans are about."""
     info, step = lifted["info"], lifted["step"]
-    inert = (info & Info.INERT) != 0
-    misleading = inert & ((info & Info.TEXT) != 0) & (step != 0)
+    inert = (info & TokenInfo.INERT) != 0
+    misleading = inert & ((info & TokenInfo.TEXT) != 0) & (step != 0)
     misleading[list(eos)] = False
     never = misleading | ((vocabulary.flags & TokenFlag.DUPLICATE) != 0)
     missing, continuing = info >> 24 & 3, info >> 26 & 3
     lifted["never"] = _ids(never)
     lifted["inert"] = _ids(inert)
-    lifted["blank"] = _ids((info & Info.VISIBLE) == 0)
+    lifted["blank"] = _ids((info & TokenInfo.VISIBLE) == 0)
     for count in (1, 2, 3):
         lifted[f"partial{count}"] = _ids(missing >= count)
     for count in (1, 2):
@@ -276,7 +247,7 @@ class _Spelling:
     def add(self, token_ids: list[int]) -> int:
         if token_ids not in self.sequences:
             self.sequences.append(token_ids)
-        return SEQ_PROGRAM + self.sequences.index(token_ids)
+        return Seq.PROGRAM + self.sequences.index(token_ids)
 
     def _finish_nodes(self, patterns: list[Symbols]) -> None:
         format, symbols_of = self.format, self.alphabet.symbols
@@ -288,17 +259,17 @@ class _Spelling:
         nodes, self.finishes = self.lifted["nodes"], []
         for node in range(len(nodes)):
             rest = patterns[self.lifted["end_of"][node]][self.lifted["end_depth"][node] :]
-            # A plan leads on from where its own first token led, even if that is less than two characters.
-            begun_end = nodes[node, _END_CHARS] >= 2 or self.lifted["end_depth"][node] >= planned
-            nodes[node, _PLAN] = self.alphabet.token_ids(rest)[0] if begun_end else first
-            if nodes[node, _END_CHARS] >= 2:
+            # Behind a plan's own first token the plan goes on, even where that token has fewer than two characters.
+            begun_end = nodes["end_chars"][node] >= 2 or self.lifted["end_depth"][node] >= planned
+            nodes["plan"][node] = self.alphabet.token_ids(rest)[0] if begun_end else first
+            if nodes["end_chars"][node] >= 2:
                 finish = self.alphabet.token_ids(rest + behind_end)
-                nodes[node, _FINISH] = self.add(finish)
+                nodes["finish"][node] = self.add(finish)
                 self.finishes.append((node, finish))
             begun = patterns[self.lifted["start_of"][node]][: self.lifted["start_depth"][node]]
             if self.lifted["start_of"][node] >= 0 and (len(begun) > 1 or begun[0] >= _CONTROL):
                 rest = patterns[self.lifted["start_of"][node]][len(begun) :]
-                nodes[node, _OPEN] = self.add(self.alphabet.token_ids(rest + behind_start))
+                nodes["open"][node] = self.add(self.alphabet.token_ids(rest + behind_start))
 
     def arrays(self) -> Arrays:
         lengths = [len(sequence) for sequence in self.sequences]
@@ -337,7 +308,7 @@ class _Spelling:
         both = int(Kind.START | Kind.END)
         ends = int(Kind.END | Kind.ANSWER)  # either may be what the thinking-off text leads to
         walks = [(0, self.open, int(Kind.START), both), (0, self.off, 0, 0)]
-        whole = np.flatnonzero(self.lifted["nodes"][:, _FINISH] == 0).tolist()
+        whole = np.flatnonzero(self.lifted["nodes"]["finish"] == Seq.NONE).tolist()
         walks += [(node, self.close, int(Kind.END), both) for node in whole]
         walks += [(node, tokens, int(Kind.END), both) for node, tokens in self.finishes]
         for node, tokens, wanted, among in walks:
@@ -345,8 +316,9 @@ class _Spelling:
             at = node
             for token in tokens:
                 at, event = tables.step(at, token)
-                kinds |= int(self.lifted["events"][event, 0])
-                seen += bool(self.lifted["events"][event, 0] & among)
+                completed = int(self.lifted["events"]["kinds"][event])
+                kinds |= completed
+                seen += bool(completed & among)
             as_wanted = bool(kinds & ends) if tokens is self.off else kinds & among == wanted and seen == 1
             if not as_wanted or kinds & (Kind.SPELLED | Kind.MULTI) or banned & set(tokens):
                 spelled = b"".join(map(self.alphabet.vocabulary.token_bytes, tokens))
@@ -354,10 +326,6 @@ class _Spelling:
                     f"format {self.format.name!r}: the vocabulary spells {spelled!r} as {tokens}, which does not read as "
                     "the marker it is for; give the format other white space, or name another format"
                 )
-
-
-# columns of the node table, in the order of tg_node
-_END_CHARS, _PLAN, _FINISH, _OPEN = 1, 4, 5, 6
 
 
 def _turns(format: ThinkFormat, vocabulary: Vocabulary, lifted: Arrays) -> tuple[Arrays, dict[str, int]] | None:

@@ -11,18 +11,28 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thinkguard.core import _core
-from thinkguard.core._core import Action, BoundPolicy, Row, RowBatch, Tables
+from thinkguard.core._core import Action, BoundPolicy, StateBatch, Tables, ThinkState
 from thinkguard.core.compile import Compiled, compile_format
+from thinkguard.core.names import NO_LIMIT, CloseAt, Dtype, MarkersInAnswer, OnEos, Opening, Phase, Seq
 from thinkguard.core.trace import ThinkTrace, explain
 from thinkguard.errors import FormatError, InputError, PolicyError
 from thinkguard.formats import ThinkFormat
 from thinkguard.formats.resolve import resolve_format
-from thinkguard.policy import ThinkPolicy
+from thinkguard.policy import POLICY_FIELDS, ThinkPolicy
 from thinkguard.vocabulary import TokenFlag, Vocabulary
 
 _MAX_BOUND = 256  # policies kept bound to a program
-PHASE_NAMES = ("before", "thinking", "closing", "heading", "answering", "done")
+
+
+_CHOICES = {"close_at": CloseAt, "on_eos": OnEos, "opening": Opening, "markers_in_answer": MarkersInAnswer}
+_SPELLED = ("close_message", "extend_message")  # fields that reach C as sequences of tokens
+
+
+def _fields_of(policy: ThinkPolicy) -> dict[str, int | float]:
+    """A policy's fields as tg_policy has them, under the same names."""
+    fields = {name: getattr(policy, name) for name in POLICY_FIELDS if name not in _SPELLED}
+    choices = {name: int(enum[fields[name].upper()]) for name, enum in _CHOICES.items()}
+    return {name: NO_LIMIT if value is None else value for name, value in fields.items()} | choices
 
 
 class ThinkProgram:
@@ -86,7 +96,7 @@ class ThinkProgram:
                 return self._bound[key]
         bound = self._bind(policy, eos, bare_close)
         with self._lock:
-            bound = self._bound.setdefault(key, bound)  # another thread's, if it was faster: rows of one policy share it
+            bound = self._bound.setdefault(key, bound)  # another thread's, if it was faster: states of one policy share it
             if len(self._bound) > _MAX_BOUND:
                 self._bound.popitem(last=False)
         return bound
@@ -114,24 +124,7 @@ class ThinkProgram:
                 f"format {self.format.name!r}: reword its end"
             )
         extend = self._message("extend_message", policy.extend_message or "")
-        fields = {
-            "max_thinking": -1 if policy.max_thinking_tokens is None else policy.max_thinking_tokens,
-            "min_thinking": policy.min_thinking_tokens,
-            "grace": policy.grace_tokens,
-            "close_at": ("line", "sentence").index(policy.close_at),
-            "soft": -1 if policy.soft_thinking_tokens is None else policy.soft_thinking_tokens,
-            "close_bias": policy.close_bias,
-            "max_extensions": policy.max_extensions,
-            "on_eos": ("close", "ban").index(policy.on_eos),
-            "opening": ("force", "allow", "forbid").index(policy.opening),
-            "max_blocks": policy.max_think_blocks,
-            "min_answer": policy.min_answer_tokens,
-            "max_answer": -1 if policy.max_answer_tokens is None else policy.max_answer_tokens,
-            "reserve_answer": policy.reserve_answer_tokens,
-            "loop_tokens": policy.loop_tokens,
-            "markers_allowed": policy.markers_in_answer == "allow",
-            "longest_close": max(len(close), self._compiled.scalars["longest_finish"]),
-        }
+        fields = _fields_of(policy) | {"longest_close": max(len(close), self._compiled.scalars["longest_finish"])}
         sequences = [self._compiled.open, close, off, extend]
         bound = BoundPolicy(self.tables, policy, fields, sequences, eos)
         self._refuse_eos_in(eos, [token_id for sequence in sequences for token_id in sequence])
@@ -152,7 +145,7 @@ class ThinkProgram:
         node = kinds = 0
         for token_id in token_ids:
             node, event = self.tables.step(node, token_id)
-            kinds |= int(self.tables.arrays["events"][event, 0])
+            kinds |= int(self.tables.arrays["events"]["kinds"][event])
         return kinds
 
     def _refuse_eos_in(self, eos: tuple[int, ...], forced: list[int]) -> None:
@@ -186,8 +179,8 @@ class ThinkProgram:
         max_tokens: int | None = None,
         eos_token_ids: Iterable[int] | None = None,
         turn_start: int | None = None,
-    ) -> Row:
-        """Start a row behind a prompt; markers count only in the assistant's own turn.
+    ) -> ThinkState:
+        """Start a sequence behind a prompt; markers count only in the assistant's own turn.
 
         `max_tokens` bounds the output, so that closing and the reserved answer still fit into it; `turn_start` is the
         index in `prompt_ids` where the assistant's turn starts, found by the format's boundaries if None. InputError for
@@ -202,16 +195,16 @@ class ThinkProgram:
         bound: BoundPolicy,
         max_tokens: int | None = None,
         turn_start: int | None = None,
-    ) -> Row:
+    ) -> ThinkState:
         """`start` for a policy that is bound already and ids that are contiguous int32."""
         begin, raw = self.turn(ids, turn_start)
         if max_tokens is not None and max_tokens < 0:
             raise InputError(f"max_tokens={max_tokens}: must be how many tokens the output may have, None if unknown")
-        row = Row(bound)
-        row.start(ids[begin:], raw, -1 if max_tokens is None else min(max_tokens, 2**30))
+        state = ThinkState(bound)
+        state.start(ids[begin:], raw, NO_LIMIT if max_tokens is None else min(max_tokens, 2**30))
         if max_tokens is not None:
-            self._check_room(row, max_tokens)
-        return row
+            self._check_room(state, max_tokens)
+        return state
 
     def turn(self, ids: npt.NDArray[np.int32], turn_start: int | None = None) -> tuple[int, bool]:
         """(index of the turn's first own token, whether the prompt shows no chat): the header's own text is skipped."""
@@ -239,46 +232,46 @@ class ThinkProgram:
 
     def most_room(self, bound: BoundPolicy) -> int:
         """Tokens of output that opening, closing, the least answer and EOS take at most, wherever a prompt ends."""
-        opens = max(self.tables.scalars["header_tokens"], len(bound.sequence(1)), len(bound.sequence(3)))
+        opens = max(self.tables.scalars["header_tokens"], len(bound.sequence(Seq.OPEN)), len(bound.sequence(Seq.OFF)))
         return opens + bound.close_room
 
-    def _check_room(self, row: Row, max_tokens: int) -> None:
+    def _check_room(self, state: ThinkState, max_tokens: int) -> None:
         """Refuse a limit into which what is forced, the least answer and, behind thinking, EOS do not fit."""
-        policy, state = row.policy.source, PHASE_NAMES[row.phase]
+        policy, phase = state.policy.source, state.phase
         opens, closes = 0, 0
-        if (state == "before" and policy.opening == "allow") or state == "heading":
+        if (phase == Phase.BEFORE and policy.opening == "allow") or phase == Phase.HEADING:
             opens = self.tables.scalars["header_tokens"]
-        elif state == "before":
-            opens = len(row.policy.sequence(1 if policy.opening == "force" else 3))
-        if state in ("thinking", "closing") or (state == "before" and policy.opening == "force"):
-            closes = row.policy.close_room - policy.min_answer_tokens
+        elif phase == Phase.BEFORE:
+            opens = len(state.policy.sequence(Seq.OPEN if policy.opening == "force" else Seq.OFF))
+        if phase in (Phase.THINKING, Phase.CLOSING) or (phase == Phase.BEFORE and policy.opening == "force"):
+            closes = state.policy.close_room - policy.min_answer_tokens
         needed = opens + closes + policy.min_answer_tokens
-        if state not in ("answering", "done") and max_tokens < needed:
+        if phase not in (Phase.ANSWERING, Phase.DONE) and max_tokens < needed:
             raise InputError(
                 f"max_tokens={max_tokens} is too small: opening, closing and an answer of "
                 f"{max(policy.min_answer_tokens, policy.reserve_answer_tokens)} take {needed}; raise max_tokens or lower "
                 "reserve_answer_tokens, min_answer_tokens or the close_message"
             )
 
-    def advance(self, row: Row, token_id: int) -> None:
-        """Account for one sampled token. An impossible id makes the row inert: nothing is enforced any more."""
-        row.advance(token_id if 0 <= token_id < 2**31 else -1)
+    def advance(self, state: ThinkState, token_id: int) -> None:
+        """Account for one sampled token. An impossible id makes the state inert: nothing is enforced any more."""
+        state.advance(token_id if 0 <= token_id < 2**31 else -1)
 
-    def decide(self, row: Row) -> Action:
-        """Say what the row's next step needs."""
-        return row.decide()
+    def decide(self, state: ThinkState) -> Action:
+        """Say what the sequence's next step needs."""
+        return state.decide()
 
-    def apply(self, rows: Sequence[Row] | RowBatch, logits: Any) -> int:
-        """Edit logits in place so that each row can only go on as its policy allows.
+    def apply(self, states: Sequence[ThinkState] | StateBatch, logits: Any) -> int:
+        """Edit logits in place so that each sequence can only go on as its policy allows; row i belongs to state i.
 
-        logits: [num_rows, width] of float32, float16 or bfloat16, a numpy array or a torch tensor on the CPU, of any
+        logits: [num_states, width] of float32, float16 or bfloat16, a numpy array or a torch tensor on the CPU, of any
         strides. Returns how many rows were left as they were because another processor had banned all that is legal.
         """
-        batch = rows if isinstance(rows, RowBatch) else RowBatch(list(rows))
+        batch = states if isinstance(states, StateBatch) else StateBatch(list(states))
         address, dtype, shape, strides = _describe(logits)
         if len(shape) != 2 or shape[0] != len(batch):
             raise InputError(
-                f"logits have shape {list(shape)} for {len(batch)} rows: wanted [{len(batch)}, vocab_size]"
+                f"logits have shape {list(shape)} for {len(batch)} states: wanted [{len(batch)}, vocab_size]"
             )
         if shape[0] and 0 in strides and any(size > 1 and not stride for size, stride in zip(shape, strides, strict=True)):
             raise InputError("logits share memory (an expanded view), so rows and tokens cannot differ: pass a copy")
@@ -295,8 +288,8 @@ class ThinkProgram:
         turn_start: int | None = None,
     ) -> ThinkTrace:
         """Walk a finished output again and say what happened in it; the arguments are those of `start`."""
-        row = self.start(prompt_ids, policy, max_tokens=max_tokens, eos_token_ids=eos_token_ids, turn_start=turn_start)
-        return explain(row, output_ids, self.vocabulary, self.format)
+        state = self.start(prompt_ids, policy, max_tokens=max_tokens, eos_token_ids=eos_token_ids, turn_start=turn_start)
+        return explain(state, output_ids, self.vocabulary, self.format)
 
 
 def as_token_ids(name: str, ids: Any) -> npt.NDArray[np.int32]:
@@ -335,6 +328,6 @@ def _describe(logits: Any) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
 def _dtype_code(dtype: Any) -> int:
     """The core's code of a numpy or torch dtype; remembered, for to spell a dtype costs more than a row."""
     name = str(dtype).removeprefix("torch.")
-    if name not in _core.DTYPES:
+    if name.upper() not in Dtype.__members__:
         raise InputError(f"logits are {name}: wanted float32, float16 or bfloat16")
-    return _core.DTYPES[name]
+    return int(Dtype[name.upper()])

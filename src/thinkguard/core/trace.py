@@ -7,16 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from thinkguard.core._core import Action, Row
-from thinkguard.core.compile import Kind
+from thinkguard.core._core import Action, ThinkState
+from thinkguard.core.names import ActionKind, ClosedBy, Kind, Phase, StateFlag
 from thinkguard.errors import InputError
 from thinkguard.formats import ThinkFormat
 from thinkguard.vocabulary import Vocabulary
 
-PHASES = ("before", "thinking", "closing", "heading", "answering", "done")
-CLOSED_BY = ("none", "model", "budget", "boundary", "loop", "implicit", "prompt")
-_FORCE = 1
-_INERT, _VIOLATION = 1, 8
 _WHITE = " \t\n\r\f\v"
 
 
@@ -57,6 +53,10 @@ class ThinkTrace:
         return asdict(self) | {"well_formed": self.well_formed}
 
 
+def _name(value: Phase | ClosedBy) -> str:
+    return value.name.lower()
+
+
 class _Segments:
     """The reasoning's and the answer's stretches of the output's bytes."""
 
@@ -81,54 +81,57 @@ class _Segments:
         return "\n\n".join(text for text in texts if text)
 
 
+_STRETCHES = {Phase.THINKING: "reasoning", Phase.CLOSING: "reasoning", Phase.ANSWERING: "answer"}
+
+
 def _stretch_of(phase: int) -> str | None:
-    return {1: "reasoning", 2: "reasoning", 4: "answer"}.get(phase)
+    return _STRETCHES.get(Phase(phase))
 
 
-def explain(row: Row, output_ids: Sequence[int], vocabulary: Vocabulary, format: ThinkFormat) -> ThinkTrace:
-    """Walk `output_ids` from `row`, which stands behind the prompt and is moved to the output's end.
+def explain(state: ThinkState, output_ids: Sequence[int], vocabulary: Vocabulary, format: ThinkFormat) -> ThinkTrace:
+    """Walk `output_ids` from `state`, which stands behind the prompt and is moved to the output's end.
 
-    `vocabulary` and `format` are those of the program that the row belongs to.
+    `vocabulary` and `format` are those of the program that the state belongs to.
     """
-    tables = row.policy.tables
+    tables = state.policy.tables
     segments = _Segments()
-    segments.begin(_stretch_of(row.phase), 0, 0)
+    segments.begin(_stretch_of(state.phase), 0, 0)
     forced: list[int] = []
     violations: list[Violation] = []
     for position, token_id in enumerate(_plain(output_ids)):
-        if PHASES[row.phase] == "done":
+        if state.phase == Phase.DONE:
             break
-        before, action = row.as_dict(), row.decide()
+        before, action = state.as_dict(), state.decide()
         _, event_index = tables.step(before["node"], token_id if 0 <= token_id < 2**31 else 0)
         event = tables.arrays["events"][event_index]
-        row.advance(token_id if 0 <= token_id < 2**31 else -1)
-        if action.kind == _FORCE and action.token == token_id:
+        state.advance(token_id if 0 <= token_id < 2**31 else -1)
+        if action.kind == ActionKind.FORCE and action.token == token_id:
             forced.append(position)
-        what = _violation(vocabulary, before, action, row, token_id, event)
+        what = _violation(vocabulary, before, action, state, token_id, event)
         if what:
             violations.append(Violation(position, what))
-        if row.flags & _INERT:
+        if state.flags & StateFlag.INERT:
             break
-        if PHASES[row.phase] == "done":
+        if state.phase == Phase.DONE:
             segments.begin(None, len(segments.text), 0)
             break
         if token_id < vocabulary.num_tokens:
             segments.text += vocabulary.token_bytes(token_id)
-        _note(segments, before, row, event)
+        _note(segments, before, state, event)
     segments.begin(None, len(segments.text), 0)
     answer = segments.read("answer").strip(_WHITE)
     for closer in format.answer_ends:
         answer = answer.removesuffix(closer).strip(_WHITE)
-    state = row.as_dict()
+    counters = state.as_dict()
     return ThinkTrace(
         reasoning=segments.read("reasoning").strip(_WHITE),
         answer=answer,
-        thinking_tokens=state["thinking"],
-        answer_tokens=state["answer"],
-        think_blocks=state["blocks"],
-        closed_by=CLOSED_BY[state["closed_by"]] if row.phase not in (1, 2) else "none",
-        finished=PHASES[row.phase] == "done",
-        phase=PHASES[row.phase],
+        thinking_tokens=counters["thinking"],
+        answer_tokens=counters["answer"],
+        think_blocks=counters["blocks"],
+        closed_by=_name(ClosedBy.NONE if _stretch_of(state.phase) == "reasoning" else ClosedBy(state.closed_by)),
+        finished=state.phase == Phase.DONE,
+        phase=_name(Phase(state.phase)),
         forced=tuple(forced),
         violations=tuple(violations),
     )
@@ -142,34 +145,35 @@ def _plain(ids: Sequence[int]) -> Iterator[int]:
             raise InputError(f"output_ids holds {token_id!r}: wanted one row of whole numbers") from None
 
 
-def _note(segments: _Segments, before: dict[str, int], row: Row, event: Any) -> None:
+def _note(segments: _Segments, before: dict[str, int], state: ThinkState, event: Any) -> None:
     """Begin another stretch where a token's last marker, or the first visible text, ended the one before."""
-    was, now = _stretch_of(before["phase"]), _stretch_of(row.phase)
-    restarted = now == "reasoning" and bool(event[1] & Kind.START) and row.as_dict()["blocks"] > before["blocks"]
-    opened = now == "answer" and bool(event[1] & Kind.ANSWER)
-    behind = len(segments.text) - int(event[3])
-    marker = max(behind - int(event[6]), 0)
-    lone = was == now == "answer" and event[1] == Kind.END and not row.policy.fields["markers_allowed"]
+    was, now = _stretch_of(before["phase"]), _stretch_of(state.phase)
+    restarted = now == "reasoning" and bool(event["last"] & Kind.START) and state.as_dict()["blocks"] > before["blocks"]
+    opened = now == "answer" and bool(event["last"] & Kind.ANSWER)
+    behind = len(segments.text) - int(event["tail_bytes"])
+    marker = max(behind - int(event["marker_bytes"]), 0)
+    lone = was == now == "answer" and event["last"] == Kind.END and state.policy.source.markers_in_answer == "ban"
     if was == now and not restarted and not opened and not (lone and segments.is_blank(marker)):
         return
-    if not event[1]:
+    if not event["last"]:
         segments.begin(now, len(segments.text), 0)
         return
-    segments.begin(now, marker, marker if event[1] == Kind.IMPLICIT else behind)
+    segments.begin(now, marker, marker if event["last"] == Kind.IMPLICIT else behind)
 
 
 def _violation(
-    vocabulary: Vocabulary, before: dict[str, int], action: Action, row: Row, token_id: int, event: Any
+    vocabulary: Vocabulary, before: dict[str, int], action: Action, state: ThinkState, token_id: int, event: Any
 ) -> str:
     """Say in words what the guard would not have let happen."""
-    phase = PHASES[before["phase"]]
-    if row.flags & _INERT:
+    phase = Phase(before["phase"])
+    if state.flags & StateFlag.INERT:
         return f"{token_id} is no token id: nothing is enforced from here on"
-    if row.flags & _VIOLATION:
-        kind = int(event[1])
-        if PHASES[row.phase] == "done":
-            return "EOS before the thinking was closed" if phase in ("thinking", "closing") else "EOS before an answer"
-        if int(event[0]) & Kind.MULTI:
+    if state.flags & StateFlag.VIOLATION:
+        kind = int(event["last"])
+        if state.phase == Phase.DONE:
+            unclosed = phase in (Phase.THINKING, Phase.CLOSING)
+            return "EOS before the thinking was closed" if unclosed else "EOS before an answer"
+        if int(event["kinds"]) & Kind.MULTI:
             return "one token completes more than one marker"
         name = (
             "start"
@@ -180,11 +184,11 @@ def _violation(
             if kind > Kind.SPELLED
             else "answer"
         )
-        if phase == "answering" and row.policy.fields["markers_allowed"]:
+        if phase == Phase.ANSWERING and state.policy.source.markers_in_answer == "allow":
             reader = "text" if kind & Kind.SPELLED else "text or tokens"
             return f"{name} marker quoted in the answer: a reader by {reader} is misled"
-        return f"{name} marker out of place, while {phase}"
-    if action.kind == _FORCE and action.token != token_id:
+        return f"{name} marker out of place, while {_name(phase)}"
+    if action.kind == ActionKind.FORCE and action.token != token_id:
         return f"token {_named(vocabulary, action.token)} was due, but {_named(vocabulary, token_id)} was sampled"
     if not action.allows(token_id):
         return f"token {_named(vocabulary, token_id)} was banned, but sampled"

@@ -43,11 +43,11 @@ from thinkguard.device.layout import (
     ONLY_CALL_END,
     PLAN,
     REACH,
-    ROW_INERT,
-    ROW_RECIPIENT,
     SEARCH,
     SPELLED,
     START,
+    STATE_INERT,
+    STATE_RECIPIENT,
     THINKING,
     TOOL,
     Action,
@@ -73,8 +73,8 @@ def _decide_header(tables, policy, P, row, forbidden, flags, L: tl.constexpr):
     bounded = row.limit != NO_LIMIT
     room = tl.where(bounded, row.limit - row.length, MANY)
     if row.body == BODY_FREE:
-        behind = tl.where((row.flags & ROW_RECIPIENT) != 0, 0, L.header_tokens + 1)
-        left = HEADER_PATIENCE - row.header
+        behind = tl.where((row.flags & STATE_RECIPIENT) != 0, 0, L.header_tokens + 1)
+        left = HEADER_PATIENCE - row.header_tokens
         left = tl.where(bounded, tl.minimum(left, room - behind - P.min_answer - 2), left)
         if left <= 0:
             kind = zero + FORCE
@@ -192,7 +192,7 @@ def decide(tables, policy, P, row, L: tl.constexpr):
     zero = row.node * 0  # a tensor, so that the interpreter, too, sees one type in all branches
     kind, token, forbidden, flags, cut, pending = zero + FREE, zero - 1, zero, zero, zero, zero
     bias = zero.to(tl.float32)
-    if row.phase != DONE and (row.flags & ROW_INERT) == 0:
+    if row.phase != DONE and (row.flags & STATE_INERT) == 0:
         if row.seq != 0:
             kind = zero + FORCE
             token = sequence_token(policy, row.seq, row.pos, L)
@@ -219,4 +219,6 @@ def decide(tables, policy, P, row, L: tl.constexpr):
                 if flags == 0 and cut == 0:
                     if (node_field(tables, row.node, MARKS, L) & forbidden) == 0:
                         kind = zero + FREE
-    return Action(kind, token, row.node, forbidden, flags, cut, pending, bias)
+    allowed = tl.where(kind == ALLOW, forbidden, 0)
+    forbidden = tl.where(kind == ALLOW, 0, forbidden)
+    return Action(kind, token, row.node, forbidden, allowed, flags, cut, pending, bias)

@@ -306,7 +306,7 @@ def _allow(tables, A, logits, stride, width, L: tl.constexpr, BLOCK: tl.constexp
         at = start + tl.arange(0, BLOCK)
         token = tl.load(tables + L.mark_token + at, mask=at < high, other=-1)
         mark = tl.load(tables + L.mark_mask + at, mask=at < high, other=0)
-        alive = _read(logits, stride, token, width, mark_allowed(mark, A.forbidden)) > LOWEST
+        alive = _read(logits, stride, token, width, mark_allowed(mark, A.allowed)) > LOWEST
         survives = tl.maximum(survives, tl.max(alive.to(tl.int32), axis=0))
     if survives != 0:
         begin = 0  # marks ascend by token: ban the gaps between the allowed ones
@@ -316,7 +316,7 @@ def _allow(tables, A, logits, stride, width, L: tl.constexpr, BLOCK: tl.constexp
                 at = start + tl.arange(0, BLOCK)
                 token = tl.load(tables + L.mark_token + at, mask=at < high, other=-1)
                 mark = tl.load(tables + L.mark_mask + at, mask=at < high, other=0)
-                ahead = mark_allowed(mark, A.forbidden) & (token >= begin)
+                ahead = mark_allowed(mark, A.allowed) & (token >= begin)
                 end = tl.minimum(end, tl.min(tl.where(ahead, token, width), axis=0))
             for start in tl.range(begin, end, _FILL):
                 token = start + tl.arange(0, _FILL)

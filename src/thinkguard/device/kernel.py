@@ -43,7 +43,7 @@ def _load_row(state):
         tl.load(state), tl.load(state + 1), tl.load(state + 2), tl.load(state + 3), tl.load(state + 4),
         tl.load(state + 5), tl.load(state + 6), tl.load(state + 7), tl.load(state + 8), tl.load(state + 9),
         tl.load(state + 10), tl.load(state + 11), tl.load(state + 12), tl.load(state + 13), tl.load(state + 14),
-        tl.load(state + 15), tl.load(state + 16), tl.load(state + 17), tl.load(state + 18),
+        tl.load(state + 15), tl.load(state + 16), tl.load(state + 17), tl.load(state + 18), tl.load(state + 19),
     )  # fmt: skip
 
 
@@ -65,9 +65,10 @@ def _store_row(state, row, folded, prompt):
     tl.store(state + 13, row.space)
     tl.store(state + 14, row.closed_by)
     tl.store(state + 15, row.length)
-    tl.store(state + 16, row.header)
-    tl.store(state + 17, row.body)
-    tl.store(state + 18, row.limit)
+    tl.store(state + 16, row.header_tokens)
+    tl.store(state + 17, row.is_headed)
+    tl.store(state + 18, row.body)
+    tl.store(state + 19, row.limit)
     tl.store(state + FOLDED, folded)
     tl.store(state + PROMPT, prompt)
 
@@ -77,7 +78,7 @@ def _fresh_row(limit):
     zero = limit * 0
     return Row(
         zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero - 1, zero, zero, zero, zero,
-        limit,
+        zero, limit,
     )  # fmt: skip
 
 
@@ -178,7 +179,7 @@ def _end_prompt(tables, policy, P, row, raw, silent, L: tl.constexpr):
         closed_by = layout.BY_PROMPT
     return Row(
         row.phase, row.node, row.tail, row.seq, row.pos, row.flags, row.thinking, row.block, row.blocks, row.visible, 0,
-        row.blank, row.extensions, row.space, closed_by, row.length, row.header, row.body, row.limit,
+        row.blank, row.extensions, row.space, closed_by, row.length, row.header_tokens, row.is_headed, row.body, row.limit,
     )  # fmt: skip
 
 
@@ -387,10 +388,10 @@ def carry_out_actions(
     """For a host that decides by itself: one program for each action, [row, policy, and tg_action's fields]."""
     at = actions_ptr + tl.program_id(0) * ACTION_SIZE
     policy = policies_ptr + tl.load(at + 1).to(tl.int64) * L.policy_size
-    bias = tl.load(at + 9).to(tl.float32, bitcast=True)
+    bias = tl.load(at + 10).to(tl.float32, bitcast=True)
     action = Action(
         tl.load(at + 2), tl.load(at + 3), tl.load(at + 4), tl.load(at + 5), tl.load(at + 6), tl.load(at + 7),
-        tl.load(at + 8), bias,
+        tl.load(at + 8), tl.load(at + 9), bias,
     )  # fmt: skip
     logits = logits_ptr + tl.load(at).to(tl.int64) * logits_stride
     edit.carry_out(tables_ptr, policy, _load_policy(policy), action, logits, logits_step, width, L, BLOCK)

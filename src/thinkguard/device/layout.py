@@ -25,8 +25,8 @@ NO_LIMIT, LOOP_PERIODS, BLANK_PATIENCE = tl.constexpr(-1), tl.constexpr(64), tl.
 HEADER_PATIENCE, MAX_EOS = tl.constexpr(32), tl.constexpr(16)
 SEQ_NONE, SEQ_OPEN, SEQ_CLOSE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 SEQ_OFF, SEQ_EXTEND = tl.constexpr(3), tl.constexpr(4)
-ROW_INERT, ROW_LOOP, ROW_RECIPIENT = tl.constexpr(1), tl.constexpr(2), tl.constexpr(4)
-ROW_VIOLATION, ROW_FORCED = tl.constexpr(8), tl.constexpr(16)
+STATE_INERT, STATE_LOOP, STATE_RECIPIENT = tl.constexpr(1), tl.constexpr(2), tl.constexpr(4)
+STATE_VIOLATION, STATE_FORCED = tl.constexpr(8), tl.constexpr(16)
 FREE, FORCE, EDIT, ALLOW = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 BAN_EOS, BAN_INERT, BAN_BLANK = tl.constexpr(1), tl.constexpr(2), tl.constexpr(4)
 MOVE_EOS, MOVE_IMPLICIT, MOVE_END = tl.constexpr(8), tl.constexpr(16), tl.constexpr(32)
@@ -37,7 +37,7 @@ SEARCH = tl.constexpr(128)  # entries compared at once; the lists of a node are 
 
 
 class Row(NamedTuple):
-    """Where one sequence stands: `tg_row`, field by field."""
+    """Where one sequence stands: `tg_state`, field by field."""
 
     phase: tl.tensor
     node: tl.tensor
@@ -55,7 +55,8 @@ class Row(NamedTuple):
     space: tl.tensor
     closed_by: tl.tensor
     length: tl.tensor
-    header: tl.tensor
+    header_tokens: tl.tensor
+    is_headed: tl.tensor
     body: tl.tensor
     limit: tl.tensor
 
@@ -93,6 +94,7 @@ class Action(NamedTuple):
     token: tl.tensor
     node: tl.tensor
     forbidden: tl.tensor
+    allowed: tl.tensor
     flags: tl.tensor
     cut: tl.tensor
     pending: tl.tensor

@@ -49,11 +49,6 @@ from thinkguard.device.layout import (
     OPEN_FORCE,
     REACH,
     RECIPIENT,
-    ROW_FORCED,
-    ROW_INERT,
-    ROW_LOOP,
-    ROW_RECIPIENT,
-    ROW_VIOLATION,
     SEARCH,
     SEQ_CLOSE,
     SEQ_EXTEND,
@@ -62,6 +57,11 @@ from thinkguard.device.layout import (
     SPELLED,
     START,
     START_BYTES,
+    STATE_FORCED,
+    STATE_INERT,
+    STATE_LOOP,
+    STATE_RECIPIENT,
+    STATE_VIOLATION,
     STEP,
     TAIL,
     TEXT,
@@ -295,7 +295,7 @@ def settle(tables, policy, P, row, L: tl.constexpr):
             if left <= 0 or P.opening == OPEN_FORBID:
                 reason = BY_BUDGET
             elif row.thinking >= P.min_thinking:  # 13
-                if (row.flags & ROW_LOOP) != 0:
+                if (row.flags & STATE_LOOP) != 0:
                     reason = BY_LOOP
                 elif left <= P.grace:
                     if _at_boundary(P, row.block, row.tail):
@@ -314,13 +314,14 @@ def settle(tables, policy, P, row, L: tl.constexpr):
             elif L.is_channel:
                 begin = tl.where(node_field(tables, row.node, REACH, L) == 0, L.channel_seq, 0)
         elif L.is_channel:
-            if phase == HEADING and row.body == BODY_NONE and row.header == 0:
+            if phase == HEADING and row.body == BODY_NONE and row.is_headed == 0:
                 begin = tl.where(node_field(tables, row.node, REACH, L) == 0, L.header_seq, 0)
         if begin != 0:
             seq, pos = _begin_sequence(policy, begin, 0, L)
     return Row(
         phase, row.node, row.tail, seq, pos, row.flags, row.thinking, row.block, row.blocks, row.visible, row.answer,
-        row.blank, row.extensions, row.space, closed_by, row.length, row.header, row.body, row.limit,
+        row.blank, row.extensions, row.space, closed_by, row.length,
+        row.header_tokens, row.is_headed, row.body, row.limit,
     )  # fmt: skip
 
 
@@ -342,7 +343,7 @@ def _account(tables, policy, loop, P, row, token, L: tl.constexpr):
     phase, tail, seq, pos, flags = row.phase, row.tail, row.seq, row.pos, row.flags
     thinking, block, blocks, visible, answer = row.thinking, row.block, row.blocks, row.visible, row.answer
     blank, extensions, space, closed_by = row.blank, row.extensions, row.space, row.closed_by
-    header, body = row.header, row.body
+    header_tokens, is_headed, body = row.header_tokens, row.is_headed, row.body
 
     known = token < L.vocab_size
     entry = tables + token * 4
@@ -359,10 +360,10 @@ def _account(tables, policy, loop, P, row, token, L: tl.constexpr):
         step = row.node
     node, event = step & 0xFFFF, (step >> 16) & 0xFFFF
 
-    flags &= ~(ROW_LOOP | ROW_VIOLATION | ROW_FORCED)
+    flags &= ~(STATE_LOOP | STATE_VIOLATION | STATE_FORCED)
     forced = (seq != 0) & (sequence_token(policy, seq, pos, L) == token)
     if forced:
-        flags |= ROW_FORCED
+        flags |= STATE_FORCED
         seq, pos = _begin_sequence(policy, seq, pos + 1, L)
     elif seq != 0:
         seq = 0
@@ -380,7 +381,7 @@ def _account(tables, policy, loop, P, row, token, L: tl.constexpr):
         if L.is_channel:
             quoted = False
         if quoted:
-            flags |= ROW_VIOLATION
+            flags |= STATE_VIOLATION
         else:
             in_thinking = (was == THINKING) | (was == CLOSING)
             kind = last & ~SPELLED
@@ -427,7 +428,7 @@ def _account(tables, policy, loop, P, row, token, L: tl.constexpr):
                     wrong |= ~between
                     if between:
                         begins_answer = tl.where(body == BODY_FREE, BODY_PREAMBLE, BODY_FINAL)
-                        begins_answer = tl.where((flags & ROW_RECIPIENT) != 0, BODY_CALL, begins_answer)
+                        begins_answer = tl.where((flags & STATE_RECIPIENT) != 0, BODY_CALL, begins_answer)
                 elif kind == HEADER:
                     meant = True
                     if was != BEFORE:
@@ -440,7 +441,7 @@ def _account(tables, policy, loop, P, row, token, L: tl.constexpr):
                     begins_header = BODY_NONE
                 elif kind == RECIPIENT:
                     if between:
-                        flags |= ROW_RECIPIENT
+                        flags |= STATE_RECIPIENT
             if begins_answer != BODY_NONE:
                 phase = ANSWERING
                 body = begins_answer
@@ -450,12 +451,13 @@ def _account(tables, policy, loop, P, row, token, L: tl.constexpr):
             if begins_header >= 0:
                 phase = HEADING
                 body = begins_header
-                header = 0
+                header_tokens = 0
+                is_headed = 0
                 if begins_header == BODY_NONE:
-                    flags &= ~ROW_RECIPIENT
+                    flags &= ~STATE_RECIPIENT
                 meant = True
             if wrong:
-                flags |= ROW_VIOLATION
+                flags |= STATE_VIOLATION
     if not meant:
         counts = was == ANSWERING  # as the answer's
         if was == THINKING:
@@ -467,7 +469,7 @@ def _account(tables, policy, loop, P, row, token, L: tl.constexpr):
                 block += 1
                 if P.loop_tokens != 0:
                     if _note_for_loop(loop, P, token):
-                        flags |= ROW_LOOP
+                        flags |= STATE_LOOP
                 if extends:  # 18
                     extensions += 1
                     seq, pos = _begin_sequence(policy, SEQ_EXTEND, 1, L)
@@ -481,7 +483,8 @@ def _account(tables, policy, loop, P, row, token, L: tl.constexpr):
                     if node_field(tables, node, REACH, L) == 0:
                         phase = HEADING
                         body = BODY_FREE
-                        header = 0
+                        header_tokens = 0
+                        is_headed = 0
             else:
                 phase = ANSWERING
                 body = BODY_FINAL
@@ -491,7 +494,8 @@ def _account(tables, policy, loop, P, row, token, L: tl.constexpr):
                 counts = True
         elif L.is_channel:
             if was == HEADING:
-                header += tl.where((body == BODY_FREE) | (forced & (seq == 0)), 1, 0)
+                header_tokens += tl.where(body == BODY_FREE, 1, 0)
+                is_headed = tl.where((body != BODY_FREE) & forced & (seq == 0), 1, is_headed)
         if counts:
             sampled = tl.where(forced, 0, 1)
             visible += tl.where(is_visible, 1, 0)
@@ -499,7 +503,7 @@ def _account(tables, policy, loop, P, row, token, L: tl.constexpr):
             blank = tl.where(is_visible, 0, blank + sampled)
     return Row(
         phase, node, tail, seq, pos, flags, thinking, block, blocks, visible, answer, blank, extensions, space, closed_by,
-        row.length, header, body, row.limit,
+        row.length, header_tokens, is_headed, body, row.limit,
     )  # fmt: skip
 
 
@@ -507,11 +511,12 @@ def _account(tables, policy, loop, P, row, token, L: tl.constexpr):
 def _end_at_eos(P, row):
     early = (row.phase != ANSWERING) | (row.visible < P.min_answer)
     wrong = early & ~((row.phase == BEFORE) & (P.min_answer == 0))
-    flags = row.flags & ~(ROW_LOOP | ROW_VIOLATION | ROW_FORCED)
-    flags = tl.where(wrong, flags | ROW_VIOLATION, flags)
+    flags = row.flags & ~(STATE_LOOP | STATE_VIOLATION | STATE_FORCED)
+    flags = tl.where(wrong, flags | STATE_VIOLATION, flags)
     return Row(
         row.phase * 0 + DONE, row.node, row.tail, row.seq * 0, row.pos * 0, flags, row.thinking, row.block, row.blocks,
-        row.visible, row.answer, row.blank, row.extensions, row.space, row.closed_by, row.length + 1, row.header, row.body,
+        row.visible, row.answer, row.blank, row.extensions, row.space, row.closed_by, row.length + 1,
+        row.header_tokens, row.is_headed, row.body,
         row.limit,
     )  # fmt: skip
 
@@ -520,8 +525,9 @@ def _end_at_eos(P, row):
 def make_inert(row):
     """Enforce nothing any more."""
     return Row(
-        row.phase, row.node, row.tail, row.seq * 0, row.pos * 0, row.flags * 0 + ROW_INERT, row.thinking, row.block,
-        row.blocks, row.visible, row.answer, row.blank, row.extensions, row.space, row.closed_by, row.length, row.header,
+        row.phase, row.node, row.tail, row.seq * 0, row.pos * 0, row.flags * 0 + STATE_INERT, row.thinking, row.block,
+        row.blocks, row.visible, row.answer, row.blank, row.extensions, row.space, row.closed_by, row.length,
+        row.header_tokens, row.is_headed,
         row.body, row.limit,
     )  # fmt: skip
 
@@ -530,14 +536,15 @@ def make_inert(row):
 def _lengthened(row, by):
     return Row(
         row.phase, row.node, row.tail, row.seq, row.pos, row.flags, row.thinking, row.block, row.blocks, row.visible,
-        row.answer, row.blank, row.extensions, row.space, row.closed_by, row.length + by, row.header, row.body, row.limit,
+        row.answer, row.blank, row.extensions, row.space, row.closed_by, row.length + by,
+        row.header_tokens, row.is_headed, row.body, row.limit,
     )  # fmt: skip
 
 
 @triton.jit
 def advance(tables, policy, loop, P, row, token, sampled, L: tl.constexpr):
     """Account for one token: `tg_advance`, or, not `sampled`, what `tg_start` does for each of a prompt."""
-    if row.phase != DONE and (row.flags & ROW_INERT) == 0:
+    if row.phase != DONE and (row.flags & STATE_INERT) == 0:
         if token < 0:
             if sampled:
                 row = make_inert(row)
@@ -565,7 +572,7 @@ def skip_plain(tables, policy, P, row, tokens, count, sampled, L: tl.constexpr, 
         plain &= ~among_eos(policy, P, tokens, L)
     run = tl.min(tl.where(plain, BLOCK, place), axis=0) - 4
 
-    idle = (row.node == 0) & (row.seq == 0) & ((row.flags & ROW_INERT) == 0)
+    idle = (row.node == 0) & (row.seq == 0) & ((row.flags & STATE_INERT) == 0)
     thinks, answers = idle & (row.phase == THINKING), idle & (row.phase == ANSWERING)
     extends = (row.thinking < P.min_thinking) & (row.extensions < P.max_extensions)
     thinks &= (row.space < 0) & (P.loop_tokens == 0) & (P.opening != OPEN_FORBID) & ~extends
@@ -579,9 +586,9 @@ def skip_plain(tables, policy, P, row, tokens, count, sampled, L: tl.constexpr, 
         in_thinking, in_answer = tl.where(thinks, run, 0), tl.where(answers, run, 0)
         blank = tl.where(num_shown > 0, run - 1 - last_shown, row.blank + run)
         row = Row(
-            row.phase, row.node, row.tail, row.seq, row.pos, row.flags & ~(ROW_LOOP | ROW_VIOLATION | ROW_FORCED),
+            row.phase, row.node, row.tail, row.seq, row.pos, row.flags & ~(STATE_LOOP | STATE_VIOLATION | STATE_FORCED),
             row.thinking + in_thinking, row.block + in_thinking, row.blocks, tl.where(answers, row.visible + num_shown,
             row.visible), row.answer + in_answer, tl.where(answers, blank, row.blank), row.extensions, row.space,
-            row.closed_by, row.length + tl.where(sampled, run, 0), row.header, row.body, row.limit,
+            row.closed_by, row.length + tl.where(sampled, run, 0), row.header_tokens, row.is_headed, row.body, row.limit,
         )  # fmt: skip
     return row, run, num_shown

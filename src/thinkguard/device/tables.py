@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from thinkguard.core._core import BoundPolicy
-from thinkguard.core.compile import SEQ_PROGRAM
+from thinkguard.core.names import Seq
 from thinkguard.core.program import ThinkProgram
 from thinkguard.device import kernel
 from thinkguard.device import layout as constants
@@ -22,11 +22,11 @@ BLOCK = 128  # tokens looked at, or logits banned, at once
 NUM_WARPS = 1  # scalar code: more warps only repeat it
 STATE_SIZE = 32  # int32 of a sequence's state
 LOOP_SIZE = 192  # of its side block, of which there are two: behind the committed tokens, and for drafts
-ACTION_SIZE = 10  # of an action for `DeviceEdits`
+ACTION_SIZE = 11  # of an action for `DeviceEdits`
 MAX_SEQUENCE_TOKENS = 2304  # that a policy's block has room for; see `pack_policy`
 _SCALARS = (
-    "max_thinking", "min_thinking", "grace", "close_at", "soft", "max_extensions", "on_eos", "opening", "max_blocks",
-    "min_answer", "max_answer", "loop_tokens", "markers_allowed",
+    "max_thinking_tokens", "min_thinking_tokens", "grace_tokens", "close_at", "soft_thinking_tokens", "max_extensions",
+    "on_eos", "opening", "max_think_blocks", "min_answer_tokens", "max_answer_tokens", "loop_tokens", "markers_in_answer",
 )  # fmt: skip
 
 
@@ -44,14 +44,14 @@ class DeviceProgram:
         InputError for one whose messages have more tokens than the block has room for.
         """
         layout, fields = self.layout, bound.fields
-        sequences = [bound.sequence(seq) for seq in range(1, SEQ_PROGRAM)] + _program_sequences(self.program)
+        sequences = [bound.sequence(seq) for seq in range(Seq.OPEN, Seq.PROGRAM)] + _program_sequences(self.program)
         offsets = np.cumsum([0, 0, *map(len, sequences)])
         if offsets[-1] > MAX_SEQUENCE_TOKENS:
             raise InputError(
                 f"close_message and extend_message take {offsets[-1]} tokens with the markers; at most "
                 f"{MAX_SEQUENCE_TOKENS} fit into a request's tables on the device: shorten them"
             )
-        extend = bound.sequence(SEQ_PROGRAM - 1)
+        extend = bound.sequence(Seq.EXTEND)
         block = np.zeros(layout.policy_size, np.int32)
         block[kernel.ACTIVE.value] = 1
         block[1 : 1 + len(_SCALARS)] = [fields[name] for name in _SCALARS]
@@ -94,6 +94,11 @@ def _name_automaton(program: ThinkProgram) -> tuple[list[int], list[int], list[i
     return offsets, tokens, nexts, len(name) + 1
 
 
+def _padded(structs: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """Structs of seven int32 as rows of eight."""
+    return np.pad(structs.view(np.int32).reshape(len(structs), -1), ((0, 0), (0, 1)))
+
+
 def _lay_out(program: ThinkProgram) -> tuple[Layout, npt.NDArray[np.int32]]:
     """Put all tables into one buffer."""
     arrays, scalars = program.tables.arrays, program.tables.scalars
@@ -120,18 +125,18 @@ def _lay_out(program: ThinkProgram) -> tuple[Layout, npt.NDArray[np.int32]]:
     place("tokens", token_table)
     for name in ("except_offset", "except_token", "except_step", "mark_offset", "mark_token", "mark_mask"):
         place(name, arrays[name])
-    place("events", np.pad(arrays["events"], ((0, 0), (0, 1))))
-    place("nodes", np.pad(arrays["nodes"], ((0, 0), (0, 1))))
+    place("events", _padded(arrays["events"]))
+    place("nodes", _padded(arrays["nodes"]))
     for name in ("except_offset", "except_token", "except_step"):
         place(f"turns_{name}", turns.arrays[name] if turns else ())
-    place("turns_events", np.pad(turns.arrays["events"], ((0, 0), (0, 1))) if turns else ())
+    place("turns_events", _padded(turns.arrays["events"]) if turns else ())
     offsets, tokens, nexts, name_end = _name_automaton(program)
     for name, values in (("name_offset", offsets), ("name_token", tokens), ("name_next", nexts)):
         place(name, np.array(values, np.int32))
     lists = ("never", "inert", "blank", "partial1", "partial2", "partial3", "continuing1", "continuing2")
     for name in lists:
         place(name, arrays[name])
-    num_sequences = SEQ_PROGRAM + len(arrays["seq_offset"]) - 1
+    num_sequences = Seq.PROGRAM + len(arrays["seq_offset"]) - 1
     seq_offset = kernel.EOS.value + constants.MAX_EOS.value
     seq_token = seq_offset + num_sequences + 1
     del places["tokens"]

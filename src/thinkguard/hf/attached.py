@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor
 
-from thinkguard.core._core import RowBatch
+from thinkguard.core._core import StateBatch
 from thinkguard.hf.binding import Binding
 from thinkguard.hf.history import History
 from thinkguard.hf.scores import DeviceRows, check_arguments, edit_scores, runs_on_device
@@ -29,11 +29,11 @@ class AttachedProcessor(LogitsProcessor):  # type: ignore[misc]
         self._device_rows = DeviceRows(program, bound, binding.device_tables, prompt, max_tokens)
         # What a limit has to hold at most; the first prompt tells whether a smaller one is enough.
         self._is_roomy = max_tokens is None or max_tokens >= program.most_room(bound)
-        # Prompt lookup tries one tensor of scores again and again.
+        # Prompt lookup hands the same tensor of scores over more than once, so a copy is edited.
         shares = ("output_logits", "prompt_lookup_num_tokens")
         self._keeps_logits = any(getattr(generation_config, name, None) for name in shares)
         self._reorders = (getattr(generation_config, "num_beams", None) or 1) > 1
-        self._batch: RowBatch | None = None
+        self._batch: StateBatch | None = None
         self._length = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -52,14 +52,14 @@ class AttachedProcessor(LogitsProcessor):  # type: ignore[misc]
     def _on_device(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         check_arguments(input_ids, scores)
         if not self._is_roomy:
-            self._history.rows(input_ids.cpu().numpy())  # InputError for a limit that is too small
+            self._history.states(input_ids.cpu().numpy())  # InputError for a limit that is too small
             self._is_roomy = True
         return self._device_rows.edit(input_ids, scores.clone() if self._keeps_logits else scores)
 
     def _by_history(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """The first step of a call, beams, and what assisted decoding does after a dropped draft."""
         check_arguments(input_ids, scores)
-        batch = RowBatch([row.copy() for row in self._history.rows(input_ids.cpu().numpy())])
+        batch = StateBatch([state.copy() for state in self._history.states(input_ids.cpu().numpy())])
         self._batch, self._length = None, input_ids.shape[1]
         if not self._reorders and _is_host_int64(input_ids):
             row_stride, stride = input_ids.stride()

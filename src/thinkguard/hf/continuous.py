@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from thinkguard.core._core import Row, RowBatch
+from thinkguard.core._core import StateBatch, ThinkState
 from thinkguard.errors import UnsupportedError
 from thinkguard.hf.binding import Binding
 from thinkguard.hf.scores import edit_scores
@@ -62,8 +62,8 @@ def with_per_request_processors(model: Any) -> Iterator[None]:
 
 @dataclass(slots=True)
 class _Request:
-    row: Row
-    seen: int  # tokens of the output that the row has been advanced by
+    think: ThinkState
+    seen: int  # tokens of the output that it has been advanced by
 
 
 def continuous_processor(binding: Binding, generation_config: Any) -> Any:
@@ -94,18 +94,18 @@ def _classes() -> tuple[Any, Any]:
         def __init__(self, place: Place) -> None:
             self.binding, self.generation_config = place.binding, place.generation_config
             self.requests: dict[str, _Request] = {}
-            self.batch = RowBatch([])
+            self.batch = StateBatch([])
 
         def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
             int32_tensor.fill_(-1)
 
         def prepare_tensor_args(self, requests_with_new_token: list[Any]) -> torch.Tensor:
-            """Bring every request's row up to date; the argument of each is its index in the batch."""
+            """Bring every request up to date; the argument of each is its index in the batch."""
             states = [request.state for request in requests_with_new_token]
             alive = {state.request_id for state in states}
             if len(self.requests) > 4 * len(alive) + 64:
                 self.requests = {key: value for key, value in self.requests.items() if key in alive}
-            self.batch = RowBatch([self._row(state) for state in states])
+            self.batch = StateBatch([self._think(state) for state in states])
             return torch.arange(len(states), dtype=torch.int32)
 
         def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
@@ -113,8 +113,8 @@ def _classes() -> tuple[Any, Any]:
             edit_scores(self.batch, scores[: len(self.batch)])
             return scores
 
-        def _row(self, state: Any) -> Row:
-            """A request's row: its prompt, and what was generated before and after it was preempted."""
+        def _think(self, state: Any) -> ThinkState:
+            """Where a request stands: its prompt, and what was generated before and after it was preempted."""
             prompt = state._true_initial_tokens or len(state.initial_tokens)
             output = state.initial_tokens[prompt:] + state.generated_tokens
             request = self.requests.get(state.request_id)
@@ -126,9 +126,9 @@ def _classes() -> tuple[Any, Any]:
                 bound = self.binding.for_call(self.generation_config)
                 request = _Request(self.binding.program.start_bound(ids, bound, limit), 0)
                 self.requests[state.request_id] = request
-            request.row.advance_all(np.array(output[request.seen :], np.int64))
+            request.think.advance_all(np.array(output[request.seen :], np.int64))
             request.seen = len(output)
-            return request.row
+            return request.think
 
     host.CLASSIC_TO_CB_PROCESSORS_MAP[Place] = ContinuousProcessor
     return Place, ContinuousProcessor

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from thinkguard.core._core import BoundPolicy, Row
+from thinkguard.core._core import BoundPolicy, ThinkState
 from thinkguard.core.program import ThinkProgram
 from thinkguard.errors import InputError
 
@@ -22,7 +22,7 @@ class Seen:
 
     ids: Ids
     prompt: int  # its first tokens are the prompt
-    row: Row
+    state: ThinkState
 
 
 class History:
@@ -35,17 +35,16 @@ class History:
         self.last: list[Seen] = []
         self.older: deque[Seen] = deque()
 
-    def rows(self, batch: Ids) -> list[Row]:
+    def states(self, batch: Ids) -> list[ThinkState]:
         """The state behind each sequence. batch: [num_rows, length], strides as they come"""
-        seen = [
-            self._find(i, ids) for i, ids in enumerate(np.array(batch, np.int64))
-        ]  # a copy: hosts reuse their buffers
+        own = np.array(batch, np.int64)  # a copy: hosts reuse their buffers
+        seen = [self._find(i, ids) for i, ids in enumerate(own)]
         again = {id(one) for one in seen}
         self.older.extend(other for other in self.last if id(other) not in again)
         while len(self.older) > max(_REMEMBERED, 2 * len(seen)):
             self.older.popleft()
         self.last = seen
-        return [one.row for one in seen]
+        return [one.state for one in seen]
 
     def _find(self, index: int, ids: Ids) -> Seen:
         """Continue the sequence that all but the last token of `ids` were seen in, else take `ids` for a prompt."""
@@ -57,9 +56,9 @@ class History:
             if len(seen.ids) < before or len(ids) < seen.prompt or not np.array_equal(seen.ids[:before], ids[:-1]):
                 continue
             if len(seen.ids) == before:
-                row = seen.row.copy()
-                self.program.advance(row, int(ids[-1]))
-                return Seen(ids, seen.prompt, row)
+                state = seen.state.copy()
+                self.program.advance(state, int(ids[-1]))
+                return Seen(ids, seen.prompt, state)
             if len(seen.ids) == len(ids) and seen.ids[-1] == ids[-1]:
                 return seen
             if before >= seen.prompt or seen.ids[before] == ids[-1]:
@@ -67,9 +66,9 @@ class History:
         return self._walk(ids, len(ids) if self.prompt is None else min(self.prompt, len(ids)))
 
     def _walk(self, ids: Ids, prompt: int) -> Seen:
-        row = self.program.start_bound(_prompt_ids(ids[:prompt]), self.bound, self.max_tokens)
-        row.advance_all(ids[prompt:])
-        return Seen(ids, prompt, row)
+        state = self.program.start_bound(_prompt_ids(ids[:prompt]), self.bound, self.max_tokens)
+        state.advance_all(ids[prompt:])
+        return Seen(ids, prompt, state)
 
 
 def _prompt_ids(ids: Ids) -> npt.NDArray[np.int32]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from thinkguard.core._core import RowBatch
+from thinkguard.core._core import StateBatch
 from thinkguard.core.program import ThinkProgram
 from thinkguard.core.trace import ThinkTrace
 from thinkguard.errors import InputError, UnsupportedError
@@ -78,7 +78,7 @@ class ThinkLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
             return edited
         if not hasattr(self._local, "history"):
             self._local.history = History(self.program, self.binding.bound)
-        batch = RowBatch(self._local.history.rows(input_ids.cpu().numpy()))
+        batch = StateBatch(self._local.history.states(input_ids.cpu().numpy()))
         return scores if batch.is_free() else edit_scores(batch, scores.clone())
 
     def explain(

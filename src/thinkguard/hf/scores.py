@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from thinkguard.core._core import BoundPolicy, RowBatch
+from thinkguard.core._core import BoundPolicy, StateBatch
+from thinkguard.core.names import Dtype
 from thinkguard.core.program import ThinkProgram
 from thinkguard.errors import InputError
 
@@ -15,11 +16,10 @@ if TYPE_CHECKING:
     from thinkguard.device.sequences import DeviceSequences
     from thinkguard.device.tables import DeviceProgram
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-_CODES = {dtype: code for code, dtype in enumerate(FLOATS)}  # the values of tg_dtype
+_CODES = {getattr(torch, dtype.name.lower()): int(dtype) for dtype in Dtype}
 
 
-def edit_scores(batch: RowBatch, scores: torch.Tensor) -> torch.Tensor:
+def edit_scores(batch: StateBatch, scores: torch.Tensor) -> torch.Tensor:
     """Edit scores in place; those on another device through a copy on the CPU."""
     code, shape = _CODES.get(scores.dtype), scores.shape
     if code is None or len(shape) != 2 or shape[0] != len(batch):
@@ -75,7 +75,7 @@ def check_arguments(input_ids: torch.Tensor, scores: torch.Tensor) -> None:
         raise InputError(
             f"input_ids is {input_ids.dtype} of shape {list(input_ids.shape)}: wanted ids, [num_rows, length]"
         )
-    if scores.ndim != 2 or scores.dtype not in FLOATS:
+    if scores.ndim != 2 or scores.dtype not in _CODES:
         raise InputError(
             f"scores are {scores.dtype} of shape {list(scores.shape)}: wanted float32, float16 or bfloat16, "
             "[num_rows, vocab_size]"

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from thinkguard.core.compile import Info, Kind
-from thinkguard.core.program import PHASE_NAMES, ThinkProgram, as_token_ids
+from thinkguard.core.names import Kind, Phase, TokenInfo
+from thinkguard.core.program import ThinkProgram, as_token_ids
 from thinkguard.formats.renders import ANSWER, REASONING
 from thinkguard.vocabulary import Vocabulary
 
@@ -95,7 +95,7 @@ def turns_of(program: ThinkProgram, tokenizer: Any, kwargs: Mapping[str, Any]) -
         header=tuple(header),
         tail=tuple(first[begin:]) if header else (),
         turn_end=next((token_id for token_id in behind if token_id in eos), None),
-        opens=PHASE_NAMES[row.phase] == "thinking",
+        opens=row.phase == Phase.THINKING,
         closes=row.closed_by != 0,
         keeps=REASONING in full if full else None,
     )
@@ -119,7 +119,7 @@ def stretches(program: ThinkProgram, turns: Turns, row: Row) -> list[tuple[int, 
     Without a known header, every stretch between two boundaries in which something is learnt.
     """
     info = program.tables.arrays["info"]
-    limits = [i for i, token_id in enumerate(row.ids) if token_id < len(info) and info[token_id] & Info.BOUNDARY]
+    limits = [i for i, token_id in enumerate(row.ids) if token_id < len(info) and info[token_id] & TokenInfo.BOUNDARY]
     found: list[tuple[int, int]] = []
     size = len(turns.header)
     if size:
@@ -147,10 +147,10 @@ def places(program: ThinkProgram, ids: Sequence[int], begin: int, end: int) -> l
     for i in range(begin, end):
         node, number = program.tables.step(node, ids[i])
         event = events[number]
-        kind = int(event[1])
+        kind = int(event["last"])
         opened = program.format.channel is None or any(place.marker == "start" for place in found)
         if kind & Kind.START or (kind & Kind.END and opened):
-            first, left = i, int(event[6]) + int(event[3]) - lengths[i - begin]
+            first, left = i, int(event["marker_bytes"]) + int(event["tail_bytes"]) - lengths[i - begin]
             while left > 0 and first > begin:
                 first -= 1
                 left -= lengths[first - begin]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from thinkguard.core._core import Row
-from thinkguard.core.compile import Kind
-from thinkguard.core.program import PHASE_NAMES, ThinkProgram
+from thinkguard.core._core import ThinkState
+from thinkguard.core.names import ClosedBy, Kind, Phase, StateFlag
+from thinkguard.core.program import ThinkProgram
 from thinkguard.core.trace import explain
 from thinkguard.formats.marks import found_in
 from thinkguard.policy import ThinkPolicy
@@ -17,7 +17,6 @@ from thinkguard.policy import ThinkPolicy
 SampleClass = Literal["valid", "empty", "truncated", "missing", "doubled", "leaked"]
 CLASSES: Final[tuple[SampleClass, ...]] = ("valid", "empty", "truncated", "missing", "doubled", "leaked")
 _FREE: Final = ThinkPolicy(opening="allow")  # nothing was asked for: only the structure is judged
-_VIOLATION: Final = 8
 _SHOWN: Final = 60  # characters of the prompt's end
 
 
@@ -54,10 +53,10 @@ def classify(program: ThinkProgram, prompt_ids: Sequence[int], output_ids: Seque
 
 
 def _class(program: ThinkProgram, prompt_ids: Sequence[int], output: Sequence[int]) -> tuple[SampleClass, str, bool]:
-    row = program.start(prompt_ids, _FREE)
-    by_prompt = row.closed_by != 0 and PHASE_NAMES[row.phase] == "answering"
-    seen = _walk(program, row.copy(), output)
-    trace = explain(row, output, program.vocabulary, program.format)
+    state = program.start(prompt_ids, _FREE)
+    by_prompt = state.closed_by != ClosedBy.NONE and state.phase == Phase.ANSWERING
+    seen = _walk(program, state.copy(), output)
+    trace = explain(state, output, program.vocabulary, program.format)
     format = program.format
     if seen.starts > 1:
         return "doubled", f"a second {format.starts[0]!r}", False
@@ -83,22 +82,22 @@ def _class(program: ThinkProgram, prompt_ids: Sequence[int], output: Sequence[in
     return "valid", "", False
 
 
-def _walk(program: ThinkProgram, row: Row, output: Sequence[int]) -> _Seen:
-    seen = _Seen(starts=row.as_dict()["blocks"])
+def _walk(program: ThinkProgram, state: ThinkState, output: Sequence[int]) -> _Seen:
+    seen = _Seen(starts=state.as_dict()["blocks"])
     for token_id in output:
-        before = row.as_dict()
-        phase = PHASE_NAMES[before["phase"]]
+        before = state.as_dict()
+        phase = Phase(before["phase"])
         _, number = program.tables.step(before["node"], token_id)
-        kind = int(program.tables.arrays["events"][number][1])
-        row.advance(token_id)
+        kind = int(program.tables.arrays["events"]["last"][number])
+        state.advance(token_id)
         if kind & Kind.START:
-            seen.late |= phase == "answering" and not seen.starts
+            seen.late |= phase == Phase.ANSWERING and not seen.starts
             seen.starts += 1
         elif kind & Kind.END:
             seen.orphan |= not seen.starts
-            seen.stray |= seen.starts > 0 and bool(row.flags & _VIOLATION)
+            seen.stray |= seen.starts > 0 and bool(state.flags & StateFlag.VIOLATION)
         elif token_id in program.eos_token_ids:
-            seen.early_eos |= phase in ("thinking", "closing")
+            seen.early_eos |= phase in (Phase.THINKING, Phase.CLOSING)
     return seen
 
 

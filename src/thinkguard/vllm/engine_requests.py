@@ -13,7 +13,8 @@ from typing import Any
 
 from vllm.logger import init_logger
 
-from thinkguard.core._core import MAX_EOS, BoundPolicy
+from thinkguard.core._core import BoundPolicy
+from thinkguard.core.names import MAX_EOS
 from thinkguard.core.program import ThinkProgram
 from thinkguard.errors import FormatError, PolicyError, ThinkGuardError, UnsupportedError
 from thinkguard.policy import POLICY_DEFAULTS, ThinkPolicy, shown

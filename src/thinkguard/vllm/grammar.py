@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from thinkguard.core.names import Seq
 from thinkguard.core.program import ThinkProgram
 from thinkguard.errors import FormatError
 from thinkguard.policy import ThinkPolicy
@@ -28,7 +29,7 @@ def why_no_grammar(program: ThinkProgram, tokenizer: Any, config: Any) -> str | 
         bound = program.bind(ThinkPolicy(), bare_close=True)
     except FormatError as error:
         return str(error)
-    opening, text, closing = bound.sequence(1), program.vocabulary.encode("x"), bound.sequence(2)
+    opening, text, closing = bound.sequence(Seq.OPEN), program.vocabulary.encode("x"), bound.sequence(Seq.CLOSE)
     try:
         parser = _parser_of(config, tokenizer)
         by_model = num_free_tokens(parser, [], [*opening, *text, *closing])

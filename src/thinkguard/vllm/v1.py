@@ -1,4 +1,4 @@
-"""vLLM's V1 runner: a row per batch index, advanced from the request's own list of output tokens."""
+"""vLLM's V1 runner: a state for each batch index, advanced from the request's own list of output tokens."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import torch
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor.interface import AddedRequest
 
-from thinkguard.core._core import DTYPES, Row
+from thinkguard.core._core import ThinkState
 from thinkguard.core._slots import ACTION_FIELDS, Slots
+from thinkguard.core.names import Dtype
 
 if TYPE_CHECKING:
     from thinkguard.vllm.engine_requests import Requests
 
-_CODES = {getattr(torch, name): code for name, code in DTYPES.items()}
+_CODES = {getattr(torch, dtype.name.lower()): int(dtype) for dtype in Dtype}
 _NO_TOKEN = 2**31 - 1  # an id beyond every vocabulary: a token without text
 
 
@@ -69,15 +70,15 @@ class V1Rows:
         return logits
 
     def _add(self, added: AddedRequest) -> None:
-        """Start a request's row behind its prompt, which stays the user's own over preemption; or leave it alone."""
+        """Start a request behind its prompt, which stays the user's own over preemption; or leave it alone."""
         index, params, prompt_ids, output = added
-        row = self._row(params, prompt_ids)
-        if row is None:
+        state = self._state(params, prompt_ids)
+        if state is None:
             self._slots.remove(index)
         else:
-            self._slots.put(index, row, output)
+            self._slots.put(index, state, output)
 
-    def _row(self, params: Any, prompt_ids: list[int] | None) -> Row | None:
+    def _state(self, params: Any, prompt_ids: list[int] | None) -> ThinkState | None:
         guard = self._requests.guard_of(params)
         if guard is None:
             return None
@@ -89,9 +90,9 @@ class V1Rows:
         begin, raw = self._requests.program.turn(ids)
         if raw and not guard.guards_raw:
             return None
-        row = Row(guard.bound)
-        row.start(ids[begin:], raw, min(self._requests.limit_of(params, len(ids)), 2**30))
-        return row
+        state = ThinkState(guard.bound)
+        state.start(ids[begin:], raw, min(self._requests.limit_of(params, len(ids)), 2**30))
+        return state
 
     def _edit_on_device(self, logits: torch.Tensor, actions: npt.NDArray[np.int32]) -> None:
         """Edit logits that C cannot reach, the rows that need it alone, as copies on the CPU."""

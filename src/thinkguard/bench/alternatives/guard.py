@@ -12,7 +12,7 @@ import thinkguard
 from thinkguard import ThinkPolicy, ThinkProgram
 from thinkguard.bench.alternatives.alternative import started
 from thinkguard.bench.setting import Request, Setting
-from thinkguard.core._core import Row, RowBatch
+from thinkguard.core._core import StateBatch, ThinkState
 
 
 class Guard:
@@ -20,22 +20,22 @@ class Guard:
 
     version = thinkguard.__version__
     path = (
-        "thinkguard/hf.py: ThinkProgram.start on admission, then one RowBatch, every step advanced by the sampled tokens "
-        "and applied"
+        "thinkguard/hf/attached.py: ThinkProgram.start on admission, then one StateBatch, each step advanced by the sampled "
+        "tokens and applied"
     )
     cannot: ClassVar[dict[str, str]] = {}
 
     def __init__(self, setting: Setting) -> None:
         self.program, self.setting = ThinkProgram("think", setting.tokenizer), setting
 
-    def row(self, request: Request) -> Row:
+    def state(self, request: Request) -> ThinkState:
         """Start a request, what it generated included."""
         policy = ThinkPolicy(
             max_thinking_tokens=request.budget, close_message=self.setting.message, max_think_blocks=self.setting.max_blocks
         )
-        row = self.program.start(request.prompt, policy)
-        row.advance_all(np.array(request.output, np.int64))
-        return row
+        state = self.program.start(request.prompt, policy)
+        state.advance_all(np.array(request.output, np.int64))
+        return state
 
     def start(self, requests: Sequence[Request]) -> GuardBatch:
         """Admit requests."""
@@ -43,18 +43,18 @@ class Guard:
 
 
 class GuardBatch:
-    """Rows of the core."""
+    """States of the core."""
 
     def __init__(self, how: Guard, requests: Sequence[Request]) -> None:
         self.how = how
-        self.rows = RowBatch(started(requests, how.row, lambda row: row.copy()))
+        self.states = StateBatch(started(requests, how.state, lambda state: state.copy()))
 
     def step(self, sampled: Sequence[int] | None, logits: torch.Tensor) -> None:
         """Take tokens, edit logits."""
         if sampled is not None:
-            self.rows.advance(np.asarray(sampled, np.int64))
-        self.how.program.apply(self.rows, logits)
+            self.states.advance(np.asarray(sampled, np.int64))
+        self.how.program.apply(self.states, logits)
 
     def resume(self, row: int, request: Request) -> None:
-        """Start the row anew; what was generated is walked again."""
-        self.rows.rows[row].assign(self.how.row(request))
+        """Start the sequence anew; what was generated is walked again."""
+        self.states.states[row].rollback_to(self.how.state(request))
