@@ -153,11 +153,11 @@ class Model:
     def goes_on(self, symbols):
         return any(len(m[0]) > len(symbols) and m[0][: len(symbols)] == symbols for m in self.markers)
 
-    def half(self, text, kind=None, pure=True):
-        """The longest end of the text that begins a marker (of a kind), and that marker."""
+    def half(self, text, kind=None):
+        """The longest end of the text that begins a marker (of a kind, spelled forms left out), and that marker."""
         for length in range(len(text), 0, -1):
             for symbols, k, spelled in self.markers:
-                if (kind is None or (k == kind and not (pure and spelled))) and len(symbols) > length:
+                if (kind is None or (k == kind and not spelled)) and len(symbols) > length:
                     if symbols[:length] == text[len(text) - length :]:
                         return text[len(text) - length :], symbols
         return (), None

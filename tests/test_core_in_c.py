@@ -1,4 +1,4 @@
-"""The C core on its own: the fuzz target over inputs drawn from a seed, with its asserts and, where there are, sanitizers."""
+"""The C core on its own: the fuzz target over inputs drawn from a seed, with asserts and, where there are, sanitizers."""
 
 from __future__ import annotations
 

@@ -242,7 +242,7 @@ def _walk(
 ):  # fmt: skip
     """Move a row over what was committed since it stood at `at`, and keep it; edit its logits and its drafts'.
 
-    Below 0 nothing is accounted for yet: it starts at the assistant's own part of the prompt.
+    `at` < 0: a new sequence, which begins at the assistant's own part of the prompt.
     """
     raw, in_prompt, silent = False, 0, 1
     if at < 0:
