@@ -254,6 +254,35 @@ static TG_OUT_OF_LINE int32_t carry_out(const tg_program* program, const tg_poli
   }
 }
 
+static void prefetch_logit(const logits_row* row, int32_t token) {
+  int64_t item = row->dtype == TG_FLOAT32 ? 4 : 2;
+  if (token >= 0 && token < row->width) TG_PREFETCH((const char*)row->data + (int64_t)token * row->stride * item);
+}
+
+/* At most this many logits of one list: beyond, prefetches would push each other out. */
+#define MOST_PREFETCHED 16
+
+void tg_prefetch(const tg_program* program, const tg_policy* policy, const tg_action* action, const void* logits,
+                 tg_dtype dtype, int64_t stride, int32_t width) {
+  if (action->kind != TG_EDIT) return;
+  logits_row row = {(void*)(uintptr_t)logits, dtype, stride, width};
+  prefetch_logit(&row, action->token);
+  if (action->flags & (TG_BAN_EOS | TG_MOVE_EOS | TG_ONLY_CALL_END | TG_NOT_CALL_END))
+    for (int32_t i = 0; i < policy->num_eos; i++) prefetch_logit(&row, policy->eos[i]);
+  uint32_t moved = moved_kinds(action);
+  if (program->nodes[action->node].marks & (action->forbidden | (int32_t)moved)) {
+    int32_t begin = program->mark_offset[action->node], end = program->mark_offset[action->node + 1], left = MOST_PREFETCHED;
+    for (int32_t i = begin; i < end && left; i++) {
+      uint32_t mask = program->mark_mask[i];
+      if (!tg_mark_banned(mask, action->forbidden) && !(mask & moved)) continue;
+      prefetch_logit(&row, program->mark_token[i]);
+      left--;
+    }
+  }
+  if (action->flags & TG_BAN_NEVER)
+    for (int32_t i = 0; i < program->num_never && i < MOST_PREFETCHED; i++) prefetch_logit(&row, program->never[i]);
+}
+
 int32_t tg_apply(const tg_program* program, const tg_policy* policy, const tg_action* action, void* logits, tg_dtype dtype,
                  int64_t stride, int32_t width) {
   if (action->kind == TG_FREE) return 1;

@@ -469,22 +469,34 @@ int64_t tg_turn_start(const tg_program* program, const int32_t* token_ids, int64
   return 0;
 }
 
-int64_t tg_turn_start_by_text(const tg_program* turns, const int32_t* token_ids, int64_t num_tokens, int32_t* raw) {
+int64_t tg_turn_start_by_text(const tg_program* turns, const int32_t* token_ids, int64_t num_tokens, int64_t lead,
+                              int32_t* raw) {
   int64_t start = 0, before = 0; /* 0: not in a turn of the assistant */
   int32_t node = 0, found = 0;
+  int known = !lead, was_known = known; /* whether `start` and `before` are what a walk over the whole prompt would have */
   for (int64_t i = 0; i < num_tokens; i++) {
     uint32_t step = tg_step(turns, node, token_ids[i]);
-    const tg_event* event = event_at(turns, step);
     node = (int32_t)(step & 0xFFFF);
+    if (lead > 0) {
+      lead -= (tg_info(turns, token_ids[i]) & TG_TEXT) != 0;
+      continue;
+    }
+    if (step >> 16 == 0) continue;
+    const tg_event* event = event_at(turns, step);
     if (event->kinds & TG_HEADER) {
       /* With headers, a boundary ends the assistant's turn, unless it turns out to begin one more header of the assistant.
        */
       before = start;
+      was_known = known;
       start = turns->is_channel ? 0 : i + 1;
-      found = 1;
+      found = known = 1;
     }
-    if (event->last & TG_START) start = before ? before : i + 1;
+    if (event->last & TG_START) {
+      start = before ? before : i + 1;
+      known = was_known;
+    }
   }
+  if (!known) return -1;
   *raw = !found;
   return found && !start ? num_tokens : start;
 }

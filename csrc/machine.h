@@ -19,6 +19,13 @@
 #define TG_OUT_OF_LINE
 #endif
 
+/* Ask for memory that is needed soon; does nothing where the compiler cannot. */
+#if defined(__CUDA_ARCH__) || !(defined(__GNUC__) || defined(__clang__))
+#define TG_PREFETCH(address) ((void)(address))
+#else
+#define TG_PREFETCH(address) __builtin_prefetch(address)
+#endif
+
 /* A token's info; ids beyond the tokenizer's vocabulary but inside the logits' width are tokens without text. */
 static inline uint32_t tg_info(const tg_program* program, int32_t token) {
   return token >= 0 && token < program->vocab_size ? program->info[token] : (uint32_t)TG_INERT;

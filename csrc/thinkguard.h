@@ -305,8 +305,11 @@ int32_t tg_kinds_on_the_way(const tg_program* program, const int32_t* tokens, in
 int64_t tg_turn_start(const tg_program* program, const int32_t* token_ids, int64_t num_tokens, int32_t* raw);
 
 /* The same for formats whose boundaries are text or headers: `turns` is a lift over them (TG_HEADER: a boundary, TG_START:
- * an assistant header). Walks forward: its cost is num_tokens steps. */
-int64_t tg_turn_start_by_text(const tg_program* turns, const int32_t* token_ids, int64_t num_tokens, int32_t* raw);
+ * an assistant header). Walks forward: its cost is num_tokens steps. With `lead` the tokens are the end of a longer prompt,
+ * and the first `lead` of those with text only bring the automaton into step: at least as many as the longest pattern has
+ * symbols. -1 then, and nothing in *raw: where the turn starts is not known from these tokens alone. */
+int64_t tg_turn_start_by_text(const tg_program* turns, const int32_t* token_ids, int64_t num_tokens, int64_t lead,
+                              int32_t* raw);
 
 /* Start a state: walk the assistant's own part of the prompt, turn_ids[num_tokens]; negative ids are skipped. `loop` may be
  * NULL if the policy looks for no loops. With `raw` only a marker at the very end counts. Both are written whole. */
@@ -336,6 +339,12 @@ int32_t tg_answer_eos(const tg_program* program, const tg_policy* policy);
 /* Whether an action lets `token` be sampled, redirected sources counting as banned: the predicate of what tg_apply writes.
  * Negative ids are never allowed. */
 int32_t tg_allows(const tg_program* program, const tg_policy* policy, const tg_action* action, int32_t token);
+
+/* Ask for the memory that tg_apply, called with the same arguments a little later, reads and writes, so that the rows of a
+ * batch do not wait for it one after the other: decide all, prefetch all, apply all. Only TG_EDIT gains; the others write
+ * rows from end to end. Changes nothing. */
+void tg_prefetch(const tg_program* program, const tg_policy* policy, const tg_action* action, const void* logits,
+                 tg_dtype dtype, int64_t stride, int32_t width);
 
 /* Carry out an action on the row of logits[0], logits[stride], ..., logits[(width - 1) * stride]; the stride may be
  * negative, not 0. Ids from the program's vocabulary up to width are tokens without text. Nothing is raised from -inf, NaN

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 import subprocess
 import sys
 
@@ -57,6 +58,39 @@ def test_the_first_step_forces_the_start_and_a_prompt_that_opened_it_does_not(pr
     assert program.start(encode(head + "<think>\n")).phase == 1
     assert program.start(encode(head + "<think>\n\n</think>\n\n")).phase == 4
     assert program.start(encode(head + "Sure, ")).phase == 4, "a prefilled answer"
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_prompt_is_read_from_its_end_as_it_is_read_whole(programs, name):
+    """Turns of all lengths around the windows that are looked at, of every role, in every order."""
+    program, rng = programs[name], random.Random(name)
+    encode, tokenizer = program.vocabulary.encode, program.format
+    heads = [*(tokenizer.boundaries or ()), *tokenizer.assistant_headers, *tokenizer.turn_ends, "assistant", "user"]
+    heads += [text for text in program.vocabulary.added if "start" in text or "Assistant" in text or "INST" in text]
+    words = encode(" so then one more word of it\n")
+    for _ in range(60):
+        ids = []
+        for _ in range(rng.randrange(1, 7)):
+            ids += encode("".join(rng.choices(heads, k=rng.randrange(3))))
+            ids += rng.choices(words, k=rng.choice([0, 1, 9, 250, 256, 263, 1100]))
+        begin, raw = program.turn(ids)
+        whole, is_raw = program.tables.turn_start(np.array(ids, np.int32), program.turns)
+        header = 0 if is_raw else program._header_tokens(np.array(ids[whole:], np.int32))
+        assert (begin, raw) == (whole + header, is_raw)
+        assert program.turn(np.array(ids)) == program.turn(tuple(ids)) == (begin, raw)
+
+
+def test_what_stands_before_the_turn_costs_nothing(programs):
+    """Ids that are no numbers stand for ones that nobody looks at."""
+    program = programs["qwen3"]
+    turn = program.vocabulary.encode("<|im_start|>assistant\n<think>\nSo")
+    state = program.start([None] * 100_000 + [1] * 300 + turn)
+    assert state.as_dict() == program.start(turn).as_dict()
+    with pytest.raises(InputError, match="prompt_ids"):
+        program.start([1] * 10 + turn[:3] + [-100] + turn[3:])
+    for wrong in (7, {1, 2}, iter(turn), None):
+        with pytest.raises((InputError, TypeError)):
+            program.start(wrong)
 
 
 def test_the_other_form_of_off_is_a_lone_end(tokenizer_dirs):

@@ -318,8 +318,11 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   for (int32_t i = 0; i < num_turn; i++) tokens[num++] = take(&in, w.vocab.num_tokens + 3) - 1;
   int64_t start = tg_turn_start(&w.program, tokens, num, &found);
   CHECK(start >= 0 && start <= num);
-  start = tg_turn_start_by_text(&w.program, tokens, num, &found);
+  start = tg_turn_start_by_text(&w.program, tokens, num, 0, &found);
   CHECK(start >= 0 && start <= num);
+  int32_t skipped = take(&in, num + 1), raw_end = -1; /* the same from the prompt's end, or not known */
+  int64_t from_end = tg_turn_start_by_text(&w.program, tokens + skipped, num - skipped, MAX_SYMBOLS, &raw_end);
+  CHECK(from_end == -1 ? raw_end == -1 : from_end + skipped == start && raw_end == found);
   tg_state state, saved;
   tg_loop loop = {0}, *side = w.policy.loop_tokens ? &loop : NULL;
   tg_start(&w.program, &w.policy, tokens, num, raw, limit, &state, side);

@@ -158,7 +158,8 @@ cdef extern from "thinkguard.h" nogil:
     uint32_t tg_step(const tg_program *program, int32_t node, int32_t token)
     int32_t tg_kinds_on_the_way(const tg_program *program, const int32_t *tokens, int64_t num_tokens)
     int64_t tg_turn_start(const tg_program *program, const int32_t *token_ids, int64_t num_tokens, int32_t *raw)
-    int64_t tg_turn_start_by_text(const tg_program *turns, const int32_t *token_ids, int64_t num_tokens, int32_t *raw)
+    int64_t tg_turn_start_by_text(const tg_program *turns, const int32_t *token_ids, int64_t num_tokens, int64_t lead,
+                                  int32_t *raw)
     void tg_start(const tg_program *program, const tg_policy *policy, const int32_t *turn_ids, int64_t num_tokens,
                   int32_t raw, int32_t limit, tg_state *state, tg_loop *loop)
     void tg_advance(const tg_program *program, const tg_policy *policy, tg_state *state, tg_loop *loop, int32_t token)
@@ -168,5 +169,10 @@ cdef extern from "thinkguard.h" nogil:
     int32_t tg_close_room(const tg_program *program, const tg_policy *policy)
     int32_t tg_answer_eos(const tg_program *program, const tg_policy *policy)
     int32_t tg_allows(const tg_program *program, const tg_policy *policy, const tg_action *action, int32_t token)
+    void tg_prefetch(const tg_program *program, const tg_policy *policy, const tg_action *action, const void *logits,
+                     tg_dtype dtype, int64_t stride, int32_t width)
     int32_t tg_apply(const tg_program *program, const tg_policy *policy, const tg_action *action, void *logits,
                      tg_dtype dtype, int64_t stride, int32_t width)
+
+cdef extern from "machine.h" nogil:
+    void TG_PREFETCH(const void *address)

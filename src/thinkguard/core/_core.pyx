@@ -1,5 +1,6 @@
 """Check, release the GIL, call C, raise. The rules are all in C; what is here knows Python's objects and a host's memory."""
 cimport cython
+from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport int32_t, int64_t, intptr_t, uint8_t, uint32_t
 from libc.string cimport memcpy, memset
@@ -60,6 +61,26 @@ cdef object copied(const void *data, Py_ssize_t count, object dtype):
     cdef uint8_t[::1] target = array.view(np.uint8)
     if count:
         memcpy(&target[0], data, target.shape[0])
+    return array
+
+
+def int32_of(ids):
+    """Whole numbers of a list or tuple as int32; None where one is no token id, or no plain int. Ten times numpy's pace."""
+    if type(ids) is not list and type(ids) is not tuple:
+        return None
+    cdef Py_ssize_t i, num = len(ids)
+    cdef int overflow = 0
+    array = np.empty(num, np.int32)
+    cdef int32_t[::1] out = array
+    cdef int64_t token
+    for i in range(num):
+        item = ids[i]
+        if not PyLong_CheckExact(item):
+            return None
+        token = PyLong_AsLongLongAndOverflow(item, &overflow)
+        if overflow or not 0 <= token <= 0x7FFFFFFF:
+            return None
+        out[i] = <int32_t> token
     return array
 
 
@@ -179,16 +200,22 @@ cdef class Tables:
                 kinds = c.tg_kinds_on_the_way(&self.program, &tokens[0], tokens.shape[0])
         return kinds
 
-    def turn_start(self, const int32_t[::1] token_ids not None, Tables turns=None):
-        """(index where the assistant's own turn starts, whether the prompt shows no chat)."""
+    def turn_start(self, const int32_t[::1] token_ids not None, Tables turns=None, int64_t lead=0):
+        """(index where the assistant's own turn starts, whether the prompt shows no chat).
+
+        With `lead` the ids are the end of a longer prompt, as tg_turn_start_by_text says; the index is -1 where a look at
+        more of it is needed.
+        """
         cdef int32_t raw = 0
         cdef int64_t start
         cdef const int32_t *ids = &token_ids[0] if token_ids.shape[0] else NULL
         with nogil:
             if turns is None:
                 start = c.tg_turn_start(&self.program, ids, token_ids.shape[0], &raw)
+                if lead and not start:
+                    start = -1
             else:
-                start = c.tg_turn_start_by_text(&turns.program, ids, token_ids.shape[0], &raw)
+                start = c.tg_turn_start_by_text(&turns.program, ids, token_ids.shape[0], lead, &raw)
         return start, bool(raw)
 
 
@@ -350,6 +377,58 @@ cdef class ThinkState:
         return bool(self.state.flags & c.TG_STATE_FORCED)
 
 
+cdef enum:
+    AHEAD = 16  # states whose memory is asked for before the first of them is looked at
+
+
+cdef struct Logits:
+    intptr_t address
+    int dtype
+    int64_t row_stride, stride  # elements
+    int32_t width
+
+
+cdef dict known_dtypes = {}  # numpy's and torch's own objects -> tg_dtype; to spell a dtype costs more than a row
+
+
+cdef int dtype_of(object dtype) except -1:
+    known = known_dtypes.get(dtype)
+    if known is None:
+        name = str(dtype).removeprefix("torch.")
+        if name not in ("float32", "float16", "bfloat16"):
+            raise InputError(f"logits are {name}: wanted float32, float16 or bfloat16")
+        known = known_dtypes[dtype] = CONSTANTS[name.upper()]
+    return known
+
+
+cdef Logits described_logits(object logits, Py_ssize_t num_states) except *:
+    """Where logits lie in memory. Behind a model's step every attribute that is asked for costs a microsecond."""
+    cdef Logits found
+    if not hasattr(logits, "dtype"):
+        raise InputError(f"logits are {type(logits).__name__}: wanted float32, float16 or bfloat16")
+    found.dtype = dtype_of(logits.dtype)
+    cdef bint is_torch = hasattr(logits, "data_ptr")
+    if is_torch and not logits.is_cpu:
+        raise InputError(f"logits are on {logits.device}: wanted a tensor on the CPU")
+    shape = logits.shape  # torch has its own kind of tuple
+    if len(shape) != 2 or shape[0] != num_states:
+        raise InputError(f"logits have shape {list(shape)} for {num_states} states: wanted [{num_states}, vocab_size]")
+    if is_torch:
+        found.address, strides = logits.data_ptr(), logits.stride()
+    else:
+        interface = logits.__array_interface__
+        found.address, strides = interface["data"][0], logits.strides
+        if interface["data"][1]:
+            raise InputError("logits are read-only, but have to be edited in place: pass a writable array")
+        if any(offset % logits.itemsize for offset in (found.address, *strides)):
+            raise InputError("logits lie askew in memory (a field of a structured array?): pass a copy")
+        strides = tuple(stride // logits.itemsize for stride in strides)
+    found.row_stride, found.stride, found.width = strides[0], strides[1], shape[1]
+    if (num_states > 1 and not found.row_stride) or (num_states and found.width > 1 and not found.stride):
+        raise InputError("logits share memory (an expanded view), so rows and tokens cannot differ: pass a copy")
+    return found
+
+
 cdef Member member_of(ThinkState state) noexcept:
     return Member(&state.policy.tables.program, state.policy.policy, &state.state, state.loop)
 
@@ -361,6 +440,16 @@ cdef void advance_one(const Member *member, int64_t token) noexcept nogil:
 
 cdef void decide_one(const Member *member, c.tg_action *action) noexcept nogil:
     c.tg_decide(member.program, member.policy, member.state, action)
+
+
+cdef void prefetch_state(const Member *member) noexcept nogil:
+    c.TG_PREFETCH(member.state)
+    c.TG_PREFETCH(<const char *> member.state + sizeof(c.tg_state) - 1)  # it may lie across two lines of the cache
+
+
+cdef void prefetch_edit(const Member *member, const c.tg_action *action, const void *logits, int dtype, int64_t stride,
+                        int32_t width) noexcept nogil:
+    c.tg_prefetch(member.program, member.policy, action, logits, <c.tg_dtype> dtype, stride, width)
 
 
 cdef int32_t edit_one(const Member *member, const c.tg_action *action, void *logits, int dtype, int64_t stride,
@@ -411,20 +500,38 @@ cdef class StateBatch:
             raise InputError(f"token_ids has {token_ids.shape[0]} entries for {self.num_states} states")
         cdef Member *members = self.members
         with nogil:
+            for i in range(min(<Py_ssize_t> AHEAD, self.num_states)):
+                prefetch_state(&members[i])
             for i in range(self.num_states):
+                if i + AHEAD < self.num_states:
+                    prefetch_state(&members[i + AHEAD])
                 advance_one(&members[i], token_ids[i])
 
     def apply(self, intptr_t address, int dtype, int64_t row_stride, int64_t stride, int32_t width):
         """Decide and edit row i of the logits for state i, in place; strides in elements. Returns how many rows were left alone."""
-        cdef Py_ssize_t i, item = 4 if dtype == c.TG_FLOAT32 else 2
-        cdef int64_t left = 0
-        cdef Member *members = self.members
-        cdef c.tg_action action
+        cdef Py_ssize_t begin = 0, i, many
+        cdef int64_t left = 0, row_bytes = row_stride * (4 if dtype == c.TG_FLOAT32 else 2)
+        cdef char *rows
+        cdef Member *members
+        cdef c.tg_action actions[AHEAD]
         with nogil:
-            for i in range(self.num_states):
-                decide_one(&members[i], &action)
-                left += not edit_one(&members[i], &action, <char *> address + i * row_stride * item, dtype, stride, width)
+            while begin < self.num_states:
+                many = min(<Py_ssize_t> AHEAD, self.num_states - begin)
+                members, rows = &self.members[begin], <char *> address + begin * row_bytes
+                for i in range(many):
+                    prefetch_state(&members[i])
+                for i in range(many):
+                    decide_one(&members[i], &actions[i])
+                    prefetch_edit(&members[i], &actions[i], rows + i * row_bytes, dtype, stride, width)
+                for i in range(many):
+                    left += not edit_one(&members[i], &actions[i], rows + i * row_bytes, dtype, stride, width)
+                begin += many
         return left
+
+    def edit(self, logits):
+        """`apply` for a numpy array or a torch tensor on the CPU, [num_states, width]; InputError for what cannot be edited."""
+        cdef Logits described = described_logits(logits, self.num_states)
+        return self.apply(described.address, described.dtype, described.row_stride, described.stride, described.width)
 
     def note_last(self, intptr_t ids, int64_t row_stride, int64_t stride, int64_t length):
         """Remember each sequence's last token, for `follow`."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from thinkguard.core._core import Action, BoundPolicy, StateBatch, Tables, ThinkState
+from thinkguard.core._core import Action, BoundPolicy, StateBatch, Tables, ThinkState, int32_of
 from thinkguard.core.compile import Compiled, compile_format
-from thinkguard.core.names import NO_LIMIT, CloseAt, Dtype, MarkersInAnswer, OnEos, Opening, Phase, Seq
+from thinkguard.core.names import NO_LIMIT, CloseAt, MarkersInAnswer, OnEos, Opening, Phase, Seq
 from thinkguard.core.trace import ThinkTrace, explain
 from thinkguard.errors import FormatError, InputError, PolicyError
 from thinkguard.formats import ThinkFormat
@@ -25,6 +25,7 @@ _MAX_BOUND = 256  # policies kept bound to a program
 
 
 _CHOICES = {"close_at": CloseAt, "on_eos": OnEos, "opening": Opening, "markers_in_answer": MarkersInAnswer}
+_FIRST_WINDOW = 256  # tokens of a prompt that are looked at first
 _SPELLED = ("close_message", "extend_message")  # fields that reach C as sequences of tokens
 
 
@@ -54,6 +55,7 @@ class ThinkProgram:
         self._compiled = compiled
         self.tables = Tables(compiled.arrays, compiled.scalars)
         self.turns = Tables(*compiled.turns) if compiled.turns else None
+        self._lead = int(compiled.turns[0]["depth"].max()) if compiled.turns else 1  # symbols of the longest boundary
         self._bound: OrderedDict[tuple[ThinkPolicy, tuple[int, ...], bool], BoundPolicy] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -183,39 +185,60 @@ class ThinkProgram:
         """Start a sequence behind a prompt; markers count only in the assistant's own turn.
 
         `max_tokens` bounds the output, so that closing and the reserved answer still fit into it; `turn_start` is the
-        index in `prompt_ids` where the assistant's turn starts, found by the format's boundaries if None. InputError for
-        ids that are no token ids, and for a `max_tokens` that cannot hold opening, closing, answer and EOS.
+        index in `prompt_ids` where the assistant's turn starts, found by the format's boundaries if None. Only that turn
+        is read, whatever stands before it, so the cost is the turn's length. InputError for ids there that are no token
+        ids, and for a `max_tokens` that cannot hold opening, closing, answer and EOS.
         """
-        ids = as_token_ids("prompt_ids", prompt_ids)
-        return self.start_bound(ids, self.bind(policy or ThinkPolicy(), eos_token_ids), max_tokens, turn_start)
+        return self.start_bound(prompt_ids, self.bind(policy or ThinkPolicy(), eos_token_ids), max_tokens, turn_start)
 
     def start_bound(
         self,
-        ids: npt.NDArray[np.int32],
+        prompt_ids: Sequence[int] | npt.NDArray[np.integer[Any]],
         bound: BoundPolicy,
         max_tokens: int | None = None,
         turn_start: int | None = None,
     ) -> ThinkState:
-        """`start` for a policy that is bound already and ids that are contiguous int32."""
-        begin, raw = self.turn(ids, turn_start)
+        """`start` for a policy that is bound already."""
+        begin, raw = self.turn(prompt_ids, turn_start)
         if max_tokens is not None and max_tokens < 0:
             raise InputError(f"max_tokens={max_tokens}: must be how many tokens the output may have, None if unknown")
         state = ThinkState(bound)
-        state.start(ids[begin:], raw, NO_LIMIT if max_tokens is None else min(max_tokens, 2**30))
+        limit = NO_LIMIT if max_tokens is None else min(max_tokens, 2**30)
+        state.start(as_token_ids("prompt_ids", prompt_ids[begin:]), raw, limit)
         if max_tokens is not None:
             self._check_room(state, max_tokens)
         return state
 
-    def turn(self, ids: npt.NDArray[np.int32], turn_start: int | None = None) -> tuple[int, bool]:
-        """(index of the turn's first own token, whether the prompt shows no chat): the header's own text is skipped."""
+    def turn(
+        self,
+        prompt_ids: Sequence[int] | npt.NDArray[np.integer[Any]],
+        turn_start: int | None = None,
+        read: Callable[[Any], npt.NDArray[np.int32]] | None = None,
+    ) -> tuple[int, bool]:
+        """(index of the turn's first own token, whether the prompt shows no chat): the header's own text is skipped.
+
+        The prompt is read from its end, in windows that grow until the turn's start is found. `read` makes contiguous
+        int32 of a slice of it; by default ids that are no token ids raise InputError.
+        """
+        read = read or partial(as_token_ids, "prompt_ids")
+        try:
+            length = len(prompt_ids)
+        except TypeError:
+            read(prompt_ids)  # says what is wrong
+            raise
         if turn_start is not None:
-            if not 0 <= turn_start <= len(ids):
-                raise InputError(
-                    f"turn_start={turn_start}: must be an index into the {len(ids)} prompt ids, or their number"
-                )
+            if not 0 <= turn_start <= length:
+                raise InputError(f"turn_start={turn_start}: must be an index into the {length} prompt ids, or their number")
             return turn_start, False
-        begin, raw = self.tables.turn_start(ids, self.turns)
-        return (begin if raw else begin + self._header_tokens(ids[begin:])), raw
+        window = _FIRST_WINDOW
+        while True:
+            skipped = max(length - window, 0)
+            ids = read(prompt_ids[skipped:])
+            begin, raw = self.tables.turn_start(ids, self.turns, self._lead if skipped else 0)
+            if begin >= 0:
+                break
+            window *= 16
+        return skipped + (begin if raw else begin + self._header_tokens(ids[begin:])), raw
 
     def _header_tokens(self, turn: npt.NDArray[np.int32]) -> int:
         """How many tokens at the start of a turn spell the header's own text."""
@@ -268,14 +291,7 @@ class ThinkProgram:
         strides. Returns how many rows were left as they were because another processor had banned all that is legal.
         """
         batch = states if isinstance(states, StateBatch) else StateBatch(list(states))
-        address, dtype, shape, strides = _describe(logits)
-        if len(shape) != 2 or shape[0] != len(batch):
-            raise InputError(
-                f"logits have shape {list(shape)} for {len(batch)} states: wanted [{len(batch)}, vocab_size]"
-            )
-        if shape[0] and 0 in strides and any(size > 1 and not stride for size, stride in zip(shape, strides, strict=True)):
-            raise InputError("logits share memory (an expanded view), so rows and tokens cannot differ: pass a copy")
-        return batch.apply(address, dtype, strides[0], strides[1], shape[1]) if shape[1] else 0
+        return batch.edit(logits)
 
     def explain(
         self,
@@ -294,7 +310,9 @@ class ThinkProgram:
 
 def as_token_ids(name: str, ids: Any) -> npt.NDArray[np.int32]:
     """Return ids as a contiguous int32 array; InputError for anything that is not a row of token ids."""
-    array = np.asarray(ids.tolist() if hasattr(ids, "tolist") else ids)
+    if (known := int32_of(ids)) is not None:
+        return known
+    array = np.asarray(ids.tolist() if hasattr(ids, "tolist") and not isinstance(ids, np.ndarray) else ids)
     if array.size == 0:
         return np.empty(0, np.int32)
     if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -305,29 +323,3 @@ def as_token_ids(name: str, ids: Any) -> npt.NDArray[np.int32]:
         wrong = int(array.min()) if array.min() < 0 else int(array.max())
         raise InputError(f"{name} holds {wrong}, which is no token id: leave out padding marks such as -100")
     return np.ascontiguousarray(array, np.int32)
-
-
-def _describe(logits: Any) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
-    """(address, dtype code, shape, strides in elements) of a numpy array or CPU tensor."""
-    code = _dtype_code(logits.dtype if hasattr(logits, "dtype") else type(logits).__name__)
-    if hasattr(logits, "data_ptr"):
-        if not logits.is_cpu:
-            raise InputError(f"logits are on {logits.device}: wanted a tensor on the CPU")
-        return logits.data_ptr(), code, logits.shape, logits.stride()
-    interface = logits.__array_interface__
-    if interface["data"][1]:
-        raise InputError("logits are read-only, but have to be edited in place: pass a writable array")
-    address = interface["data"][0]
-    if any(offset % logits.itemsize for offset in (address, *logits.strides)):
-        raise InputError("logits lie askew in memory (a field of a structured array?): pass a copy")
-    strides = tuple(stride // logits.itemsize for stride in logits.strides)
-    return address, code, logits.shape, strides
-
-
-@cache
-def _dtype_code(dtype: Any) -> int:
-    """The core's code of a numpy or torch dtype; remembered, for to spell a dtype costs more than a row."""
-    name = str(dtype).removeprefix("torch.")
-    if name.upper() not in Dtype.__members__:
-        raise InputError(f"logits are {name}: wanted float32, float16 or bfloat16")
-    return int(Dtype[name.upper()])

@@ -122,9 +122,8 @@ def _classes() -> tuple[Any, Any]:
                 limit = state.max_new_tokens
                 if limit is not None:
                     limit += len(state.initial_tokens) - prompt
-                ids = np.array(state.initial_tokens[:prompt], np.int32)
                 bound = self.binding.for_call(self.generation_config)
-                request = _Request(self.binding.program.start_bound(ids, bound, limit), 0)
+                request = _Request(self.binding.program.start_bound(state.initial_tokens[:prompt], bound, limit), 0)
                 self.requests[state.request_id] = request
             request.think.advance_all(np.array(output[request.seen :], np.int64))
             request.seen = len(output)

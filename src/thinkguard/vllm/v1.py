@@ -85,13 +85,11 @@ class V1Rows:
         if prompt_ids is None:
             self._requests.say("requests whose prompt is given as embeddings are left alone: no ids to read a turn from")
             return None
-        wide = np.array(prompt_ids, np.int64)
-        ids = np.where((wide < 0) | (wide >= _NO_TOKEN), _NO_TOKEN, wide).astype(np.int32)
-        begin, raw = self._requests.program.turn(ids)
+        begin, raw = self._requests.program.turn(prompt_ids, read=_known_ids)
         if raw and not guard.guards_raw:
             return None
         state = ThinkState(guard.bound)
-        state.start(ids[begin:], raw, min(self._requests.limit_of(params, len(ids)), 2**30))
+        state.start(_known_ids(prompt_ids[begin:]), raw, min(self._requests.limit_of(params, len(prompt_ids)), 2**30))
         return state
 
     def _edit_on_device(self, logits: torch.Tensor, actions: npt.NDArray[np.int32]) -> None:
@@ -109,3 +107,9 @@ class V1Rows:
             self._actions = np.empty((2 * num_edits, ACTION_FIELDS), np.int32)
         self._slots.write_actions(self._actions)
         return self._actions[:num_edits]
+
+
+def _known_ids(ids: list[int]) -> npt.NDArray[np.int32]:
+    """Ids of a prompt, what is no token id as one without text: a request may hold anything, and nothing may be raised."""
+    wide = np.array(ids, np.int64)
+    return np.where((wide < 0) | (wide >= _NO_TOKEN), _NO_TOKEN, wide).astype(np.int32)
