@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import pickle
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
 import pytest
 
+from thinkguard.doctor.judges.tags import Markers
+from thinkguard.doctor.serving.reply import whole
+from thinkguard.doctor.serving.verdict import parser_for
+from thinkguard.doctor.tokenizer.splits import marker_tokens
 from thinkguard.errors import FormatError
-from thinkguard.formats import DEFAULT_INNER, ChannelGrammar, ThinkFormat, describe
+from thinkguard.formats import DEFAULT_INNER, ChannelGrammar, FamilyFacts, ThinkFormat, describe, facts_of
+from thinkguard.formats import format as format_module
+from thinkguard.formats.marks import Marks
 from thinkguard.formats.resolve import detect_format, resolve_format
 from thinkguard.vocabulary import Vocabulary
 
@@ -114,6 +122,138 @@ def test_family_agrees_with_the_facts(name: str, families: dict[str, dict[str, A
     assert family.models == tuple(fact["models"])
     for opener in family.answer_starts:
         assert any(opener in listed for listed in fact["answer_open"] + fact["implicit_end"])
+
+
+# What the table says otherwise of markers' tokens and of other tools, and why.
+OTHER_VLLM = {
+    "magistral_2506_text": "no parser is exact",
+    "granite_3_3": "no parser is exact: granite's is for 3.2",
+    "minimax_m1": "another family's, which nobody has tried",
+    "nemotron_llama": "another family's, which nobody has tried",
+}
+OTHER_SGLANG = {"plamo3": "SGLang 0.5.23 has no parser of that name"}
+OTHER_TEMPLATES = {
+    "qwq": "those of other families are used, it has none",
+    "qwen3": "qwen3_nothink knows no reasoning",
+    "qwen3_5_small": "qwen3_5_nothink knows no reasoning",
+    "youtu_llm": "youtu_vl knows no reasoning",
+}
+TOKENS_IN_WORDS = {
+    "added": r"one added token|one token per tag|(single )?vocab entr|added tokens$",
+    "special": r"special|control tokens|3 tokens per marker \(special",
+    "text": r"(?i)text|plain text|natural-language|multi-token",
+}
+
+
+def names_in(fact: str | None) -> list[str]:
+    """The names in a fact such as `glm4_moe / glm4_5v`; a template that is plain knows no reasoning."""
+    parts = re.split(r" ?[/|] ?| or ", fact or "")
+    return [part.partition(" (")[0] for part in parts if part not in ("", "none") and "(plain)" not in part]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "think"])
+def test_what_tools_are_told_agrees_with_the_facts(name: str, families: dict[str, dict[str, Any]]) -> None:
+    told, fact = facts_of(name), families[name]
+    assert (list(told.vllm_parsers) == names_in(fact["vllm_reasoning_parser"])) != (name in OTHER_VLLM)
+    assert (list(told.sglang_parsers) == names_in(fact["sglang_reasoning_parser"])) != (name in OTHER_SGLANG)
+    assert (list(told.llamafactory_templates) == names_in(fact["llamafactory_template"])) != (name in OTHER_TEMPLATES)
+    assert told.tokens == next((kind for kind, words in TOKENS_IN_WORDS.items() if re.match(words, fact["tokens"])), None)
+    controls = ThinkFormat.from_name(name).controls
+    assert bool(controls) == (told.tokens == "special") or name == "apertus"  # whose added tokens are its controls
+
+
+def test_no_entry_lends_what_tools_are_told() -> None:
+    assert facts_of("think").vllm_parsers
+    assert TABLE["formats"]["minimax_m1"]["like"] == "think"
+    assert facts_of("minimax_m1") == facts_of("a format of your own") == FamilyFacts()
+
+
+@pytest.mark.parametrize(
+    ("package", "file", "field"),
+    [
+        ("vllm", "reasoning/__init__.py", "vllm_parsers"),
+        ("sglang", "srt/parser/reasoning_parser.py", "sglang_parsers"),
+    ],
+)
+def test_parsers_are_there_by_these_names(package: str, file: str, field: str) -> None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        pytest.skip(f"{package} is not installed")
+    source = (Path(spec.origin).parent / file).read_text(encoding="utf-8")  # read, for importing it takes seconds
+    assert [name for family in NAMES for name in getattr(facts_of(family), field) if f'"{name}": ' not in source] == []
+
+
+def test_families_stand_in_the_table_alone() -> None:
+    told = [facts_of(name) for name in NAMES]
+    known = {*NAMES, *ThinkFormat.refused()} - {"think"}
+    known |= {name for facts in told for name in facts.vllm_parsers + facts.sglang_parsers + facts.llamafactory_templates}
+    for path in PACKAGE.rglob("*.py"):
+        if path.relative_to(PACKAGE).parts[0] not in ("formats", "bench"):  # examples in an error; what is compared
+            nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            assert not known & {node.value for node in nodes if isinstance(node, ast.Constant)}, path
+
+
+def test_a_new_family_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["<think>", "</think>"]
+    entry = {
+        "like": "think",
+        "header": "<|novel|>",
+        "models": ["Novel"],
+        "tokens": "added",
+        "parsers": {"vllm": ["novel1"]},
+        "llamafactory": {"templates": ["novel"], "thought_words": words},
+    }
+    schema = json.loads((PACKAGE / "formats" / "table.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(schema).validate({**TABLE, "formats": {**TABLE["formats"], "novel": entry}})
+    monkeypatch.setitem(format_module._TABLE["formats"], "novel", entry)
+    family = ThinkFormat.from_name("novel")
+    assert facts_of("novel").tokens == "added"
+    assert facts_of("novel").llamafactory_templates == ("novel",)
+    assert named_parser("<think>", "Hi<|novel|>") == "novel1"
+    assert Markers.of(family, trainer="llamafactory").form == ("", "", "")
+    assert Markers.of(ThinkFormat.from_name("think"), trainer="llamafactory").form == ("\n", "\n", "\n\n")
+
+
+def named_parser(start: str, prompt: str, *tokens: str) -> str:
+    logprobs = {"content": [{"token": token} for token in tokens]}
+    choice = {"message": {"content": ""}, "logprobs": logprobs, "finish_reason": "stop"}
+    family = next(family for family in map(ThinkFormat.from_name, NAMES) if start in family.starts)
+    return parser_for(Marks(family.starts, family.ends), whole({"choices": [choice], "prompt_text": prompt}, "a server"))
+
+
+@pytest.mark.parametrize(
+    ("start", "prompt", "tokens", "parser"),
+    [
+        ("[THINK]", "", (), "mistral"),
+        ("<|START_THINKING|>", "", (), "cohere_command3, or cohere_command4: the model's card says which"),
+        ("<think:opensource>", "", (), "hy_v3, or hy_v4: the model's card says which"),
+        ("<thought>", "", (), "NAME, the one that the model's card names"),
+        ("<think>", "", (), "deepseek_r1, or qwen3: the model's card says which"),
+        ("<think>", "Hi<|im_start|>assistant\n", (), "deepseek_r1, or qwen3: the model's card says which"),  # dozens do so
+        ("<think>", "Hi<|im_assistant|>assistant<|im_middle|>", (), "kimi_k2"),
+        ("<think>", "Hi<|im_assistant|>assistant<|im_middle|><think>\n", ("<think>",), "kimi_k2"),
+        ("<think>", "", ("<", "think", ">"), "olmo3, which reads markers spelled in several tokens"),
+        ("[THINK]", "", ("[", "THINK", "]"), "mistral"),
+    ],
+)
+def test_parser_for_a_server(start: str, prompt: str, tokens: tuple[str, ...], parser: str) -> None:
+    assert named_parser(start, prompt, *tokens) == parser
+
+
+@pytest.mark.parametrize(
+    ("name", "design"),
+    [
+        ("qwen3", "qwen3 has tokens of its own for them, this vocabulary has not"),
+        ("cohere_command", "cohere_command has tokens of its own for them, this vocabulary has not"),
+        ("s1", "markers are special tokens and ordinary text in this family"),
+        ("seed_oss", "markers are ordinary text in this family"),
+        ("hermes4", "whether hermes4 has tokens of its own for them is not known"),
+    ],
+)
+def test_what_the_markers_are_in_published_models(name: str, design: str) -> None:
+    pieces = Vocabulary.from_parts([*BYTES, b"kx"], added={"<|im_start|>": 257})  # so that `think` and `thinkx` differ
+    checkpoint: Any = SimpleNamespace(vocabulary=pieces, format=ThinkFormat.from_name(name), assumed=False)
+    assert marker_tokens(checkpoint).found.endswith(f"; {design}")
 
 
 # Refusals

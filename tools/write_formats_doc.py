@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from thinkguard.formats import ThinkFormat
+from thinkguard.formats import ThinkFormat, facts_of
 
 DOC = Path(__file__).resolve().parents[1] / "docs" / "formats.md"
 
@@ -27,6 +27,16 @@ marker alone. `off` is what a turn begins with when thinking is forbidden; an em
 `tool calls` lists openers of tool calls that end the reasoning, where the chat template knows them.
 """
 
+TOOLS = """
+## In other tools
+
+What to name there: the reasoning parsers of vLLM and SGLang (`--reasoning-parser`), and those of LLaMA-Factory's templates
+(`template:`) that know reasoning. Where several are listed, the model decides; families without any are left out.
+
+| name | vLLM | SGLang | LLaMA-Factory |
+|---|---|---|---|
+"""
+
 REFUSED = """
 ## Refused
 
@@ -41,6 +51,11 @@ def code(texts: Iterable[str]) -> str:
     return "<br>".join("<code>" + text.replace("<", "&lt;").replace("|", "&#124;") + "</code>" for text in spelled)
 
 
+def named(names: Iterable[str]) -> str:
+    """Spell names for a table cell."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
 def document() -> str:
     """Return the whole page."""
     rows = ["\n| name | opening | closing | off | tool calls | models |\n|---|---|---|---|---|---|\n"]
@@ -52,8 +67,14 @@ def document() -> str:
         models = ", ".join(family.models).replace("<", "&lt;").replace("|", "&#124;")
         cells = (f"`{name}`", code(openings), code(closings), code(off), code(family.implicit_ends), models)
         rows.append(f"| {' | '.join(cells)} |\n")
+    tools = []
+    for name in ThinkFormat.names():
+        facts = facts_of(name)
+        cells = [named(known) for known in (facts.vllm_parsers, facts.sglang_parsers, facts.llamafactory_templates)]
+        if any(cells):
+            tools.append(f"| `{name}` | {' | '.join(cells)} |\n")
     refused = [f"- `{name}`: {reason}.\n" for name, reason in ThinkFormat.refused().items()]
-    return HEAD + "".join(rows) + REFUSED + "".join(refused)
+    return HEAD + "".join(rows) + TOOLS + "".join(tools) + REFUSED + "".join(refused)
 
 
 def main() -> int:

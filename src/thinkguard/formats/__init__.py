@@ -1,5 +1,5 @@
 """How model families write reasoning, and which of them a tokenizer and its chat template show."""
 
-from thinkguard.formats.format import DEFAULT_INNER, ChannelGrammar, ThinkFormat, describe, prompt_of
+from thinkguard.formats.format import DEFAULT_INNER, ChannelGrammar, FamilyFacts, ThinkFormat, describe, facts_of, prompt_of
 
-__all__ = ["DEFAULT_INNER", "ChannelGrammar", "ThinkFormat", "describe", "prompt_of"]
+__all__ = ["DEFAULT_INNER", "ChannelGrammar", "FamilyFacts", "ThinkFormat", "describe", "facts_of", "prompt_of"]

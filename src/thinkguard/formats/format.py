@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from thinkguard.errors import FormatError
 
@@ -23,7 +23,8 @@ DEFAULT_INNER: Final[frozenset[str]] = frozenset(_TABLE["default_inner"])
 
 _WHITE: Final = " \t\n\r\f\v"
 _MAX_WHITE: Final = 4
-_DETECTION_ONLY: Final = ("like", "header", "opens")
+_FOR_DETECTION: Final = ("header", "opens")
+_FOR_TOOLS: Final = ("tokens", "parsers", "llamafactory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,18 @@ class ChannelGrammar:
     message_end: str  # "<|end|>"
     call_end: str | None  # ends a tool call and the turn: "<|call|>"
     recipient: str | None  # in a free header, marks a tool call: "to="
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyFacts:
+    """What is known about a family beside how it writes reasoning, for tools; empty where nothing is known."""
+
+    tokens: Literal["added", "special", "text"] | None = None  # what markers are in published tokenizers, None: not known
+    vllm_parsers: tuple[str, ...] = ()  # the names of vLLM's reasoning parsers for it; of several, the model decides
+    vllm_reads_text: bool = False  # whether the first finds markers that are spelled in several tokens
+    sglang_parsers: tuple[str, ...] = ()
+    llamafactory_templates: tuple[str, ...] = ()  # of those that know reasoning
+    thought_words: tuple[str, str] | None = None  # what those write around reasoning, None: LLaMA-Factory's default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +115,8 @@ def _near(name: str, known: Iterable[str]) -> list[str]:
 def _family(name: str) -> ThinkFormat:
     entry = _TABLE["formats"][name]
     merged = {**_TABLE["formats"].get(entry.get("like"), {}), **entry}
-    values: dict[str, Any] = {key: value for key, value in merged.items() if key not in _DETECTION_ONLY}
+    others = ("like", *_FOR_DETECTION, *_FOR_TOOLS)
+    values: dict[str, Any] = {key: value for key, value in merged.items() if key not in others}
     if "channel" in values:
         values["channel"] = ChannelGrammar(**_frozen(values["channel"]))
     return ThinkFormat(name=name, **_frozen(values))
@@ -116,6 +130,22 @@ def prompt_of(name: str) -> tuple[str | None, bool | None]:
     """Return how a family's template begins an assistant turn, and whether it opens the reasoning by itself."""
     entry = _TABLE["formats"][name]
     return entry.get("header"), entry.get("opens")
+
+
+@cache
+def facts_of(name: str) -> FamilyFacts:
+    """Return what is known about a family beside how it writes; about a format that is not in the table, nothing."""
+    entry = _TABLE["formats"].get(name, {})
+    parsers, trainer = entry.get("parsers", {}), entry.get("llamafactory", {})
+    words = trainer.get("thought_words")
+    return FamilyFacts(
+        tokens=entry.get("tokens"),
+        vllm_parsers=tuple(parsers.get("vllm", ())),
+        vllm_reads_text=parsers.get("vllm_reads_text", False),
+        sglang_parsers=tuple(parsers.get("sglang", ())),
+        llamafactory_templates=tuple(trainer.get("templates", ())),
+        thought_words=words and (words[0], words[1]),
+    )
 
 
 def _refuse(format: ThinkFormat, field: str, rule: str, remedy: str) -> FormatError:

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Final
 
 from thinkguard.doctor.records.trainers import trainer_of
-from thinkguard.formats import ThinkFormat
+from thinkguard.formats import ThinkFormat, facts_of
 from thinkguard.formats.marks import telling
 
 BLANK: Final = " \t\n\r\f\v"
@@ -31,8 +31,7 @@ _BRACKETS: Final = "<>[]/|◁▷"
 _OPENERS: Final = "<[◁"
 _ALSO: Final = (("<reasoning>", "</reasoning>"), ("[thinking]", "[/thinking]"))  # of data sets, not of a family
 _HINTS: Final = "<＜‹〈《⟨[［【◁&\\"  # with one of these every spelling begins
-_LF_BARE: Final = ("hy3", "glm4_7", "mimo_v2")  # whose template in LLaMA-Factory has no white space around the markers
-_LF_WORDS: Final = ("<think>\n", "\n</think>\n\n")
+_LF_WORDS: Final = ("<think>\n", "\n</think>\n\n")  # of a template that names none of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ class Markers:
         start, end = family.starts[0], family.ends[0]
         words = family.open_text, family.close_text
         if trainer == "llamafactory" and start == "<think>":
-            words = (start, end) if family.name in _LF_BARE else _LF_WORDS
+            words = facts_of(family.name).thought_words or _LF_WORDS
         exact = (*((mark, "s") for mark in family.starts), *((mark, "e") for mark in family.ends))
         groups = [(group, _any([mark for mark, of in exact if of == group])) for group in ("s", "e")]
         # the ends first: `<\think>` is read as an end where a block is open
@@ -97,8 +96,8 @@ def _forms(char: str) -> tuple[str, ...]:
 
 def _others(family: ThinkFormat) -> tuple[tuple[str, list[str]], ...]:
     starts, ends = _telling()
-    own = {mark.casefold() for mark in family.starts + family.ends}
-    return ("os", [m for m in starts if m.casefold() not in own]), ("oe", [m for m in ends if m.casefold() not in own])
+    known = {mark.casefold() for mark in family.starts + family.ends}
+    return ("os", [m for m in starts if m.casefold() not in known]), ("oe", [m for m in ends if m.casefold() not in known])
 
 
 @cache

@@ -13,6 +13,7 @@ from thinkguard.doctor.judges.mask import IGNORED, judge_row, row_of
 from thinkguard.doctor.judges.tags import Markers
 from thinkguard.doctor.mask.labels import Labelled, Labeller, labeller_of
 from thinkguard.doctor.records.record import Hit, Record
+from thinkguard.formats import facts_of
 from thinkguard.formats.fit import any_of
 from thinkguard.vocabulary import Vocabulary
 
@@ -68,7 +69,7 @@ class _Masks:
         self.records, self.trainer = records, trainer
         self.hits: Counter[tuple[str, str]] = Counter()
         self.hit_records: Counter[str] = Counter()
-        self.seen: dict[str, list[str]] = {}
+        self.evidence: dict[str, list[str]] = {}
         self.reasons: Counter[str] = Counter()  # why a record could not be followed
         self.unread: Counter[str] = Counter()  # why its tokens could not be read back
         self.rows = self.blocks = 0
@@ -84,23 +85,23 @@ class _Masks:
             self.rows += 1
             for hit in self._judged(labelled):
                 self.hits[hit.check, hit.kind] += 1
-                self.seen.setdefault(hit.check, []).append(f"record {number + 1}: {hit.shown}")
-        made = {"mask-empty-block": self._empty, "row-ids": self._read, "packed-rows": _packed}
+                self.evidence.setdefault(hit.check, []).append(f"record {number + 1}: {hit.excerpt}")
+        special = {"mask-empty-block": self._empty, "row-ids": self._read, "packed-rows": _packed}
         names = [name for name, entry in entries().items() if entry.part == "mask"]
-        return tuple(made.get(name, self._check)(name) for name in names)
+        return tuple(special.get(name, self._check)(name) for name in names)
 
     def _labelled(self, renderer: Renderer) -> Iterator[tuple[int, Labelled | str]]:
         source = self.labeller.checkpoint.template or ""
         for begin in range(0, len(self.records), _BATCH):
             batch = self.records[begin : begin + _BATCH]
-            asked = [self.labeller.asked(record) for record in batch]
-            jobs: list[Job] = [job for part in asked if not isinstance(part, str) for job in part]
-            made = iter(renderer.render(source, jobs))
-            for number, (record, part) in enumerate(zip(batch, asked, strict=True), begin):
+            jobs_per_record = [self.labeller.jobs_of(record) for record in batch]
+            jobs: list[Job] = [job for part in jobs_per_record if not isinstance(part, str) for job in part]
+            renders = iter(renderer.render(source, jobs))
+            for number, (record, part) in enumerate(zip(batch, jobs_per_record, strict=True), begin):
                 if isinstance(part, str):
                     yield number, part
                 else:
-                    yield number, self.labeller.labelled(record, [next(made) for _ in part])
+                    yield number, self.labeller.labelled(record, [next(renders) for _ in part])
 
     def _judged(self, labelled: Labelled) -> list[Hit]:
         vocabulary = self.vocabulary
@@ -118,10 +119,10 @@ class _Masks:
     def _check(self, name: str) -> Check:
         kinds = {kind: num for (check, kind), num in self.hits.items() if check == name}
         if kinds:
-            told = "; ".join(f"{kind} ({num})" for kind, num in kinds.items())
-            found = f"{self.hit_records[name]} of {self.rows} records: {told}, by {self.labeller.how}"
+            kind_counts = "; ".join(f"{kind} ({num})" for kind, num in kinds.items())
+            found = f"{self.hit_records[name]} of {self.rows} records: {kind_counts}, by {self.labeller.how}"
             fix = _AXOLOTL_START if name == "mask-start" and self.trainer == "axolotl" else ""
-            return Check(name, "problem", found, _WANTED[name], fix, tuple(self.seen[name][:3]))
+            return Check(name, "problem", found, _WANTED[name], fix, tuple(self.evidence[name][:3]))
         if not self.rows:
             reason, num = self.reasons.most_common(1)[0]
             return Check(name, "could not tell", f"none of {num} records can be followed: {reason}")
@@ -145,7 +146,9 @@ class _Masks:
             return Check(name, "skipped", f"{num} of {self.rows} records have an empty block in the loss: {why}")
         bare = sum(not _reasons(record, self.markers) for record in self.records)
         if bare and self.trainer == "llamafactory":
-            found = f"{bare} records have no reasoning: a reasoning template (qwen3, deepseekr1) with enable_thinking: true "
+            templates = ", ".join(facts_of(self.markers.format.name).llamafactory_templates)
+            which = f"a reasoning template{templates and f' ({templates})'}"
+            found = f"{bare} records have no reasoning: {which} with enable_thinking: true "
             return Check(name, "could not tell", found + "gives them an empty block in the loss, other templates do not")
         if not self.rows:
             return Check(name, "could not tell", f"no record can be followed: {self.reasons.most_common(1)[0][0]}")

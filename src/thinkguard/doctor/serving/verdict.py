@@ -8,21 +8,10 @@ from thinkguard.doctor.check import Check
 from thinkguard.doctor.serving.asked import FLAG, Asked, quoted, skipped
 from thinkguard.doctor.serving.client import ServerError
 from thinkguard.doctor.serving.reply import Reply, skeleton, squeezed, thought_of
+from thinkguard.formats import ThinkFormat, facts_of, prompt_of
 from thinkguard.formats.marks import Marks, found_in, telling
 
-_PARSERS: Final = {
-    "<think>": "deepseek_r1 (qwen3 for Qwen's hybrids)",
-    "<|channel|>analysis<|message|>": "openai_gptoss",
-    "<|channel>thought": "gemma4",
-    "[THINK]": "mistral",
-    "<seed:think>": "seed_oss",
-    "<mm:think>": "minimax_m3",
-    "<|open|>think<|sep|>": "kimi_k3",
-    "<|START_THINKING|>": "cohere_command3",
-    "Here is my thought process:": "granite",
-    "<ifm|think>": "k2_horizon",
-    "<|plamo:begin_think:plamo|>": "plamo3",
-}  # vLLM's parsers, by the family's first start marker
+_UNKNOWN: Final = "NAME, the one that the model's card names"
 
 
 def thinking_checks(asked: Asked) -> tuple[Check, ...]:
@@ -84,12 +73,36 @@ def _answer(asked: Asked) -> Check:
 
 def _parser(asked: Asked) -> str:
     """The remedy for thinking that the server does not separate."""
-    start = asked.marks.starts[0] if asked.marks else ""
-    name = _PARSERS.get(start, "NAME, the one that the model's card names")
-    marks = asked.marks.starts + asked.marks.ends if asked.marks else ()
-    if start == "<think>" and asked.plain.tokens and not any(mark in asked.plain.tokens for mark in marks):
-        name = "olmo3, which reads markers spelled in several tokens"
-    return f"vllm serve MODEL --reasoning-parser {name}"
+    return f"vllm serve MODEL --reasoning-parser {parser_for(asked.marks, asked.plain)}"
+
+
+def parser_for(marks: Marks | None, reply: Reply) -> str:
+    """Name vLLM's reasoning parser for a model that writes these markers, and say what there is to say about it.
+
+    It is the one of the families with these markers that begin a turn as the prompt does, if each of those has one; else
+    the one of the table's first family with these markers.
+    """
+    if marks is None:
+        return _UNKNOWN
+    alike = [name for name in ThinkFormat.names() if {*marks.starts} <= {*ThinkFormat.from_name(name).starts}]
+    if reply.tokens and not any(mark in reply.tokens for mark in marks.starts + marks.ends):
+        for facts in map(facts_of, alike):
+            if facts.vllm_reads_text:
+                return f"{facts.vllm_parsers[0]}, which reads markers spelled in several tokens"
+    parsers = [facts_of(name).vllm_parsers for name in alike if _begins(name, reply.prompt, marks)]
+    if not parsers or not all(parsers):
+        parsers = [facts_of(name).vllm_parsers for name in alike[:1]]
+    first, *others = dict.fromkeys(parser for listed in parsers for parser in listed) or [_UNKNOWN]
+    return f"{first}, or {', '.join(others)}: the model's card says which" if others else first
+
+
+def _begins(name: str, prompt: str, marks: Marks) -> bool:
+    """Whether a family begins an assistant's turn as the prompt ends."""
+    header, _ = prompt_of(name)
+    prompt = prompt.rstrip()
+    for start in marks.starts:
+        prompt = prompt.removesuffix(start).rstrip()
+    return header is not None and prompt.endswith(header.rstrip())
 
 
 def _separated(asked: Asked) -> Check:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 from thinkguard.doctor.tokenizer.checkpoint import Checkpoint
 from thinkguard.errors import TokenizerError
 from thinkguard.vocabulary import TokenFlag, Vocabulary
 
 Kind = Literal["token", "pieces", "text"]
-
-TOKENS_BY_DESIGN: Final = frozenset({
-    *("deepseek_r1", "deepseek_r1_distill", "deepseek_v3_hybrid", "deepseek_v4", "qwq", "qwen3", "qwen3_thinking_2507"),
-    *("qwen3_omni", "qwen3_5", "qwen3_5_small", "glm4_5", "glm4_7", "minimax_m2", "smollm3", "phi4_reasoning", "apertus"),
-})  # fmt: skip
-"""Families whose published models have each marker as one added token, as far as that was seen."""
 
 
 @dataclass(frozen=True, slots=True)

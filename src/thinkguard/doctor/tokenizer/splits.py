@@ -1,4 +1,4 @@
-"""In how many ways a marker's text splits into tokens, and whether that depends on who tokenizes what with it."""
+"""In how many ways a marker's text splits into tokens, depending on the text beside it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Final
 
 from thinkguard.doctor.check import LOST, Check
 from thinkguard.doctor.tokenizer.checkpoint import Checkpoint
-from thinkguard.doctor.tokenizer.markers import TOKENS_BY_DESIGN, Marker, markers_of, pieces
+from thinkguard.doctor.tokenizer.markers import Marker, markers_of, pieces
 from thinkguard.errors import TokenizerError
+from thinkguard.formats import facts_of
 from thinkguard.vocabulary import Vocabulary
 
 # What stands beside markers in training texts and outputs; "" is the text's edge.
@@ -29,22 +30,32 @@ def marker_tokens(checkpoint: Checkpoint) -> Check:
     if {marker.kind for marker in markers} == {"token", "text"}:
         return Check("marker-tokens", "skipped", "only one of the markers is a token (see marker-one-sided)")
     if all(marker.kind == "token" for marker in markers):
-        told = ", ".join(f"{marker.text!r} is token {marker.ids[0]}" for marker in markers)
-        return Check("marker-tokens", "ok", told)
+        counts = ", ".join(f"{marker.text!r} is token {marker.ids[0]}" for marker in markers)
+        return Check("marker-tokens", "ok", counts)
     spans = {marker: splits(vocabulary, marker.text) for marker in markers}
     num = len(LEFT) * len(RIGHT)
-    told = ", ".join(_count(marker, len(spans[marker])) for marker in markers)
+    counts = ", ".join(_count(marker, len(spans[marker])) for marker in markers)
     if all(len(found) == 1 for found in spans.values()) and all(marker.kind != "text" for marker in markers):
-        return Check("marker-tokens", "ok", f"{told} in each of {num} contexts")
-    design = "markers are ordinary text in this family"
+        return Check("marker-tokens", "ok", f"{counts} in each of {num} contexts")
+    design = _design(format.name, markers)
     if checkpoint.assumed:
         design = "this model has no markers of its own, so they would be ordinary text"
-    elif format.name in TOKENS_BY_DESIGN:
-        design = f"{format.name} has tokens of its own for them, this vocabulary has not"
     torn = [line for marker in markers for line in _torn(vocabulary, marker)]
-    evidence = [line for marker in markers for line in _shown(vocabulary, marker, spans[marker])]
-    found = f"{told} over {num} contexts; {design}"
+    evidence = [line for marker in markers for line in _spellings(vocabulary, marker, spans[marker])]
+    found = f"{counts} over {num} contexts; {design}"
     return Check("marker-tokens", "note", found, evidence=(*evidence, *torn[:1]))
+
+
+def _design(name: str, markers: tuple[Marker, Marker]) -> str:
+    """Say what the markers are in the family's published models, if that is known."""
+    tokens = facts_of(name).tokens
+    if tokens == "special" and any(marker.kind == "pieces" for marker in markers):
+        return "markers are special tokens and ordinary text in this family"
+    if tokens is None:
+        return f"whether {name} has tokens of its own for them is not known"
+    if tokens == "text":
+        return "markers are ordinary text in this family"
+    return f"{name} has tokens of its own for them, this vocabulary has not"
 
 
 def splits(vocabulary: Vocabulary, marker: str) -> Counter[tuple[int, ...]]:
@@ -75,13 +86,13 @@ def _count(marker: Marker, num: int) -> str:
     return f"{marker.text!r} is {tokens}" if num == 1 else f"{marker.text!r} is {tokens} on its own and splits in {num} ways"
 
 
-def _shown(vocabulary: Vocabulary, marker: Marker, spans: Counter[tuple[int, ...]]) -> list[str]:
-    shown = [pieces(vocabulary, span) for span in list(spans)[:_SHOWN]]
-    return [f"{marker.text!r}: " + " or ".join(shown)] if shown else []
+def _spellings(vocabulary: Vocabulary, marker: Marker, spans: Counter[tuple[int, ...]]) -> list[str]:
+    spellings = [pieces(vocabulary, span) for span in list(spans)[:_SHOWN]]
+    return [f"{marker.text!r}: " + " or ".join(spellings)] if spellings else []
 
 
 def _torn(vocabulary: Vocabulary, marker: Marker) -> list[str]:
-    """Show where a text cut behind the marker, as a prompt is, has other ids than the whole text."""
+    """Return evidence of texts that have other ids when they are cut behind the marker, as a prompt is."""
     found = []
     for rest in RIGHT[1:]:
         try:
