@@ -39,7 +39,6 @@ cdef struct Member:  # where a state and what it stands on lie in memory; good a
 cdef Member member_of(ThinkState state) noexcept
 cdef void advance_one(const Member *member, int64_t token) noexcept nogil
 cdef void decide_one(const Member *member, c.tg_action *action) noexcept nogil
-cdef void prefetch_state(const Member *member) noexcept nogil
 cdef void prefetch_edit(const Member *member, const c.tg_action *action, const void *logits, int dtype, int64_t stride,
                         int32_t width) noexcept nogil
 cdef int32_t edit_one(const Member *member, const c.tg_action *action, void *logits, int dtype, int64_t stride,

@@ -404,17 +404,18 @@ cdef int dtype_of(object dtype) except -1:
 cdef Logits described_logits(object logits, Py_ssize_t num_states) except *:
     """Where logits lie in memory. Behind a model's step every attribute that is asked for costs a microsecond."""
     cdef Logits found
-    if not hasattr(logits, "dtype"):
+    dtype, data_ptr = getattr(logits, "dtype", None), getattr(logits, "data_ptr", None)
+    if dtype is None:
         raise InputError(f"logits are {type(logits).__name__}: wanted float32, float16 or bfloat16")
-    found.dtype = dtype_of(logits.dtype)
-    cdef bint is_torch = hasattr(logits, "data_ptr")
+    found.dtype = dtype_of(dtype)
+    cdef bint is_torch = data_ptr is not None
     if is_torch and not logits.is_cpu:
         raise InputError(f"logits are on {logits.device}: wanted a tensor on the CPU")
     shape = logits.shape  # torch has its own kind of tuple
-    if len(shape) != 2 or shape[0] != num_states:
+    if len(shape) != 2 or <Py_ssize_t> shape[0] != num_states:
         raise InputError(f"logits have shape {list(shape)} for {num_states} states: wanted [{num_states}, vocab_size]")
     if is_torch:
-        found.address, strides = logits.data_ptr(), logits.stride()
+        found.address, strides = data_ptr(), logits.stride()
     else:
         interface = logits.__array_interface__
         found.address, strides = interface["data"][0], logits.strides
@@ -442,7 +443,7 @@ cdef void decide_one(const Member *member, c.tg_action *action) noexcept nogil:
     c.tg_decide(member.program, member.policy, member.state, action)
 
 
-cdef void prefetch_state(const Member *member) noexcept nogil:
+cdef inline void prefetch_state(const Member *member) noexcept nogil:
     c.TG_PREFETCH(member.state)
     c.TG_PREFETCH(<const char *> member.state + sizeof(c.tg_state) - 1)  # it may lie across two lines of the cache
 
@@ -500,11 +501,8 @@ cdef class StateBatch:
             raise InputError(f"token_ids has {token_ids.shape[0]} entries for {self.num_states} states")
         cdef Member *members = self.members
         with nogil:
-            for i in range(min(<Py_ssize_t> AHEAD, self.num_states)):
-                prefetch_state(&members[i])
             for i in range(self.num_states):
-                if i + AHEAD < self.num_states:
-                    prefetch_state(&members[i + AHEAD])
+                prefetch_state(&members[min(i + AHEAD, self.num_states - 1)])
                 advance_one(&members[i], token_ids[i])
 
     def apply(self, intptr_t address, int dtype, int64_t row_stride, int64_t stride, int32_t width):

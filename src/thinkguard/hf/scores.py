@@ -16,18 +16,13 @@ if TYPE_CHECKING:
     from thinkguard.device.sequences import DeviceSequences
     from thinkguard.device.tables import DeviceProgram
 
-_CODES = {getattr(torch, dtype.name.lower()): int(dtype) for dtype in Dtype}
+FLOATS = tuple(getattr(torch, dtype.name.lower()) for dtype in Dtype)
 
 
 def edit_scores(batch: StateBatch, scores: torch.Tensor) -> torch.Tensor:
     """Edit scores in place; those on another device through a copy on the CPU."""
-    code, shape = _CODES.get(scores.dtype), scores.shape
-    if code is None or len(shape) != 2 or shape[0] != len(batch):
-        wanted = f"wanted float32, float16 or bfloat16, [{len(batch)}, vocab_size]"
-        raise InputError(f"scores are {scores.dtype} of shape {list(shape)}: {wanted}")
     on_cpu = scores if scores.is_cpu else scores.cpu()
-    row_stride, stride = on_cpu.stride()
-    batch.apply(on_cpu.data_ptr(), code, row_stride, stride, shape[1])
+    batch.edit(on_cpu)
     return scores if on_cpu is scores else scores.copy_(on_cpu)
 
 
@@ -75,7 +70,7 @@ def check_arguments(input_ids: torch.Tensor, scores: torch.Tensor) -> None:
         raise InputError(
             f"input_ids is {input_ids.dtype} of shape {list(input_ids.shape)}: wanted ids, [num_rows, length]"
         )
-    if scores.ndim != 2 or scores.dtype not in _CODES:
+    if scores.ndim != 2 or scores.dtype not in FLOATS:
         raise InputError(
             f"scores are {scores.dtype} of shape {list(scores.shape)}: wanted float32, float16 or bfloat16, "
             "[num_rows, vocab_size]"
