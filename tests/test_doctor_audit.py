@@ -98,7 +98,7 @@ def test_the_spot_is_marked() -> None:
     (hit,) = judge(record("<think>\nR\n</think>\n\nA </think> B"), MARKERS)
     assert hit == Hit("doubled", "a second end", "<think>\\nR\\n</think>\\n\\nA ⟦</think>⟧ B")
     (hit,) = judge(record("x" * 500 + "</think>" + "y" * 500), MARKERS)
-    assert hit.shown == "…" + "x" * 50 + "⟦</think>⟧" + "y" * 50 + "…"
+    assert hit.excerpt == "…" + "x" * 50 + "⟦</think>⟧" + "y" * 50 + "…"
 
 
 def test_a_prompt_that_opens_the_block_makes_an_end_regular() -> None:
@@ -179,7 +179,7 @@ def test_no_answer_is_asked_of_a_pair_or_of_a_turn_that_goes_on() -> None:
 )
 def test_text_before_the_block(content: str, format: str | None, hit: str | None) -> None:
     markers = Markers.of(None if format is None else ThinkFormat.from_name(format))
-    found = [(one.kind, one.shown) for one in judge(record(content), markers) if one.check == "leading-text"]
+    found = [(one.kind, one.excerpt) for one in judge(record(content), markers) if one.check == "leading-text"]
     assert found == ([] if hit is None else [("text before the block", hit)])
 
 
@@ -256,7 +256,7 @@ def test_the_short_way_agrees_with_the_long_one(content: str) -> None:
     assert (quick.block, quick.broken) == (slow.block, slow.broken)
     judged = look(record(content), MARKERS)
     assert len({hit.check for hit in judged.hits} & {"half-open", "orphan-end", "doubled", "nested", "reversed"}) < 2
-    assert all("\n" not in hit.shown for hit in judged.hits)
+    assert all("\n" not in hit.excerpt for hit in judged.hits)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_hostile_texts_take_linear_time(text: str) -> None:
     judged = look(record(text, user=text), MARKERS)
     assert time.process_time() - begin < 2 + 2e-6 * len(text)
     assert judged.hits
-    json.dumps([hit.shown for hit in judged.hits]).encode()
+    json.dumps([hit.excerpt for hit in judged.hits]).encode()
 
 
 def test_markers_are_picklable() -> None:
@@ -388,7 +388,7 @@ def test_a_limit_cuts_the_end_of_the_target() -> None:
 def test_llamafactory_shares_the_limit(lengths: Lengths, tokens: int, lost: str | None) -> None:
     hit = cut(lengths, Limit(tokens, "cutoff_len", "both"), LLAMAFACTORY)
     assert (hit and hit.kind) == lost
-    assert tokens != 2400 or (hit and "687 of the last turn are kept" in hit.shown)
+    assert tokens != 2400 or (hit and "687 of the last turn are kept" in hit.excerpt)
 
 
 def test_words_count_as_texts_do(tokenizer_dirs: dict[str, Path]) -> None:

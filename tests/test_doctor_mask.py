@@ -39,7 +39,7 @@ def row(*parts, **columns):
 def found(record, markers=THINK, vocabulary=VOCABULARY):
     hits = judge(record, markers, vocabulary)
     assert all(entries()[hit.check].part == "mask" for hit in hits)
-    assert all(len(hit.shown) <= 200 and "\n" not in hit.shown for hit in hits)
+    assert all(len(hit.excerpt) <= 200 and "\n" not in hit.excerpt for hit in hits)
     return {hit.check: hit.kind for hit in hits}
 
 
@@ -262,7 +262,7 @@ def test_labels_are_those_that_trl_makes(tmp_path):
 
         def labelled(record):
             labeller = labeller_of(loaded, record, "trl")
-            return labeller.labelled(record, renderer.render(loaded.template, labeller.asked(record)))
+            return labeller.labelled(record, renderer.render(loaded.template, labeller.jobs_of(record)))
 
         made = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
         assert (labelled(inline).ids, labelled(inline).loss) == (

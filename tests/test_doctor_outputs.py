@@ -36,7 +36,7 @@ def found(record, markers=THINK, vocabulary=None):
     """{check: kind} of one record."""
     hits = judge(record, markers, vocabulary)
     assert all(entries()[hit.check].part == "outputs" for hit in hits)
-    assert all(len(hit.shown) <= 200 and "\n" not in hit.shown for hit in hits)
+    assert all(len(hit.excerpt) <= 200 and "\n" not in hit.excerpt for hit in hits)
     return {hit.check: hit.kind for hit in hits}
 
 

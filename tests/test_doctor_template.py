@@ -37,7 +37,7 @@ from thinkguard.doctor.template.probes import probes
 from thinkguard.doctor.template.readings import Readings, read_template
 from thinkguard.doctor.template.sandbox import Job, Renderer
 from thinkguard.doctor.template.template_checks import differs_checks, template_checks
-from thinkguard.doctor.template.unread import described
+from thinkguard.doctor.template.unread import description
 from thinkguard.errors import InputError, UnsupportedError
 from thinkguard.formats import ThinkFormat
 
@@ -288,7 +288,7 @@ def test_a_conversation_that_never_ends_is_told_in_words() -> None:
 
 
 def test_every_probe_has_words() -> None:
-    told = {name: described(name) for name in probes(THINK, {})}
+    told = {name: description(name) for name in probes(THINK, {})}
     assert not [name for name, words in told.items() if "/" in words or "None" in words]
     assert told["prompt/enable_thinking=False"] == "a question, with enable_thinking=False"
     assert told["final/content/by default"] == "a question and an answer, reasoning given as inline"

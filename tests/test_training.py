@@ -31,9 +31,9 @@ from trainable import (  # noqa: E402, F401  # the fixtures among them
 from thinkguard import InputError, ThinkProgram  # noqa: E402
 from thinkguard.training import TagMonitor, TagReading  # noqa: E402
 from thinkguard.training.findings import is_stuck, reading_findings  # noqa: E402
-from thinkguard.training.labels import read_labels, rows_of  # noqa: E402
+from thinkguard.training.labels import examples_of, read_labels  # noqa: E402
 from thinkguard.training.model import MarkerReading, undisturbed  # noqa: E402
-from thinkguard.training.places import IGNORED, Row, encode, places, render, stretches, turns_of  # noqa: E402
+from thinkguard.training.places import IGNORED, Example, encode, places, render, stretches, turns_of  # noqa: E402
 from thinkguard.training.samples import classify  # noqa: E402
 
 
@@ -79,8 +79,8 @@ def test_markers_are_found_in_real_vocabularies_however_they_are_split(real):
             if text is None or "R2 x." not in text:
                 continue
             ids = encode(tokenizer, program.vocabulary, text)
-            row = Row(tuple(ids), tuple(ids))
-            inside = [place for part in stretches(program, turns, row) for place in places(program, ids, *part)]
+            example = Example(tuple(ids), tuple(ids))
+            inside = [place for part in stretches(program, turns, example) for place in places(program, ids, *part)]
             found = [(place.marker, ids[place.begin : place.end]) for place in inside]
             assert [marker for marker, _ in found if marker != "turn_end"] == ["start", "end"], (name, text)
             for marker, spelled in found:
@@ -110,9 +110,9 @@ def test_templates_that_open_close_and_drop(real, tokenizers):
 def test_without_a_template_what_is_learnt_is_looked_at(tokenizers):
     tokenizer = tokenizers["damaged"]
     program = ThinkProgram("think", tokenizer)
-    (row,) = rows_of(batch_of(tokenizer_with(tokenizers, KEEPING, "damaged"), f"{BLOCK}5."))
+    (example,) = examples_of(batch_of(tokenizer_with(tokenizers, KEEPING, "damaged"), f"{BLOCK}5."))
     bare = turns_of(program, program.vocabulary, {})
-    found = [p.marker for b, e in stretches(program, bare, row) for p in places(program, row.ids, b, e)]
+    found = [p.marker for b, e in stretches(program, bare, example) for p in places(program, example.ids, b, e)]
     assert found == ["start", "end", "turn_end"]
 
 
@@ -264,12 +264,12 @@ def test_packed_rows_are_taken_apart(tokenizers):
         "labels": torch.tensor([[i for row in rows for i in row["labels"]]]),
         "position_ids": torch.tensor([[i for row in rows for i in range(len(row["input_ids"]))]]),
     }
-    assert [list(row.ids) for row in rows_of(packed)] == [row["input_ids"] for row in rows]
-    assert list(rows_of({"input_ids": torch.zeros(1, 3)})) == []
+    assert [list(example.ids) for example in examples_of(packed)] == [row["input_ids"] for row in rows]
+    assert list(examples_of({"input_ids": torch.zeros(1, 3)})) == []
     program = ThinkProgram(None, tokenizer)
     turns = turns_of(program, tokenizer, {})
     blind = {name: column for name, column in packed.items() if name != "position_ids"}
-    assert read_labels(program, turns, rows_of(blind)).with_end == 1  # one row, still with its markers
+    assert read_labels(program, turns, examples_of(blind)).with_end == 1  # one row, still with its markers
 
 
 # --- reading a model ---
@@ -320,11 +320,11 @@ def test_records_of_every_shape(tokenizers):
         {"prompt": [ASKED], "completion": [answer]},
         {"prompt": [ASKED]},
     ]
-    prompts, rows = TagMonitor(None, tokenizer, records, format="think").watched
+    prompts, examples = TagMonitor(None, tokenizer, records, format="think").watched
     assert len(prompts) == 7
     assert len(set(prompts)) == 1
-    assert [tokenizer.decode(row.ids[len(prompts[0]) :]) for row in rows] == [f"{BLOCK}5.<|im_end|>"] * 4
-    assert all(row.labels[: len(prompts[0])] == (IGNORED,) * len(prompts[0]) for row in rows)
+    assert [tokenizer.decode(example.ids[len(prompts[0]) :]) for example in examples] == [f"{BLOCK}5.<|im_end|>"] * 4
+    assert all(example.labels[: len(prompts[0])] == (IGNORED,) * len(prompts[0]) for example in examples)
     for record in (5, [], {"text": "?"}):
         with pytest.raises(InputError, match=r"records\[0\]=.*wanted a text"):
             TagMonitor(None, tokenizer, [record], format="think")
@@ -333,8 +333,8 @@ def test_records_of_every_shape(tokenizers):
 def test_an_opened_prompt_is_not_opened_again(real):
     tokenizer, _ = real("r1-distill-qwen")
     monitor = TagMonitor(None, tokenizer, [[ASKED, {"role": "assistant", "content": f"{BLOCK}5."}]])
-    ((prompt,), (row,)) = monitor.watched
-    assert tokenizer.decode(row.ids).count("<think>") == 1
+    ((prompt,), (example,)) = monitor.watched
+    assert tokenizer.decode(example.ids).count("<think>") == 1
     assert tokenizer.decode(prompt).endswith("<｜Assistant｜><think>\n")
 
 

@@ -1,4 +1,4 @@
-"""The command line: parses and prints, the work is done elsewhere. Exit 0 fine, 1 something to fix, 2 could not run."""
+"""The command line: it parses and prints, the work is done elsewhere. Exits with 0 fine, 1 to fix, 2 could not run."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _formats(options: argparse.Namespace) -> int:
 
 
 def _policy_of(text: str | None) -> ThinkPolicy:
-    """The policy to judge by; without one, no token was due and only the structure counts."""
+    """Return the policy to judge by; without one, no token was due and only the structure counts."""
     if text is None:
         return ThinkPolicy(opening="allow")
     try:
@@ -171,10 +171,10 @@ def _explain(options: argparse.Namespace) -> int:
         thought = trace.think_blocks > 0 or trace.closed_by != "none" or options.policy is not None
         good += trace.well_formed and thought
         if options.json:
-            shown = {"line": line, **trace.as_dict(), "well_formed": trace.well_formed and thought}
-            print(json.dumps(shown, ensure_ascii=False))
+            values = {"line": line, **trace.as_dict(), "well_formed": trace.well_formed and thought}
+            print(json.dumps(values, ensure_ascii=False))
         else:
-            print(_told(line, trace, thought))
+            print(_summary(line, trace, thought))
     if not num:
         raise InputError(f"{options.output} holds no outputs: wanted one JSON object per line")
     print(f"{good} of {num} outputs are well-formed ({program.format.name}, {options.output})", file=sys.stderr)
@@ -185,7 +185,7 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _records(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(line number, record) of each line of a JSONL file."""
+    """Yield (line number, record) of each line of a JSONL file."""
     with nullcontext(sys.stdin) if path == "-" else Path(path).open(encoding="utf-8") as file:
         for number, text in enumerate(file, 1):
             text = text.removeprefix("\ufeff") if number == 1 else text
@@ -232,14 +232,15 @@ def _ids(
     return None
 
 
-def _told(line: int, trace: ThinkTrace, thought: bool) -> str:
+def _summary(line: int, trace: ThinkTrace, thought: bool) -> str:
+    """Say what happened in one output; `thought` says whether its thinking was opened."""
     state = "well-formed" if trace.well_formed and thought else "not well-formed"
     counts = f"{trace.think_blocks} think block(s), {trace.thinking_tokens} thinking tokens, closed by {trace.closed_by}"
-    told = [f"{line}: {state}; {counts}; {len(trace.forced)} forced tokens; answer {trace.answer[:60]!r}"]
-    told += [] if thought else ["    the thinking was never opened"]
-    told += [] if trace.answer else ["    no answer"]
-    told += [f"    token {violation.position}: {violation.what}" for violation in trace.violations]
-    return "\n".join(told)
+    lines = [f"{line}: {state}; {counts}; {len(trace.forced)} forced tokens; answer {trace.answer[:60]!r}"]
+    lines += [] if thought else ["    the thinking was never opened"]
+    lines += [] if trace.answer else ["    no answer"]
+    lines += [f"    token {violation.position}: {violation.what}" for violation in trace.violations]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ SEED = 7
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What came of one batch of questions."""
+    """What came of one batch of questions: a row of the table."""
 
     model: str
     guarded: bool
@@ -36,7 +36,7 @@ def ask(
     model: Any,
     tokenizer: Any,
     guard: Any,
-    asked: Sequence[Question],
+    batch: Sequence[Question],
     *,
     guarded: bool,
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -49,7 +49,7 @@ def ask(
     import torch
     from transformers import set_seed
 
-    chats = [[{"role": "user", "content": question.text}] for question in asked]
+    chats = [[{"role": "user", "content": question.text}] for question in batch]
     texts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
     inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
     arguments = arguments or dict(do_sample=True, temperature=0.8, top_k=0, top_p=1.0)
@@ -65,22 +65,22 @@ def ask(
     return outputs, [guard.program.explain(p, o, free) for p, o in zip(prompts, outputs, strict=True)]
 
 
-def summarize(model: str, guarded: bool, asked: Sequence[Question], traces: Sequence[ThinkTrace]) -> Asked:
-    """Count what the table shows."""
+def summarize(model: str, guarded: bool, batch: Sequence[Question], traces: Sequence[ThinkTrace]) -> Asked:
+    """Count what the table shows of one batch."""
     return Asked(
         model=model,
         guarded=guarded,
-        num=len(asked),
+        num=len(batch),
         well_formed=sum(trace.well_formed and trace.think_blocks == 1 for trace in traces),
         answered=sum(bool(trace.answer) for trace in traces),
-        right=sum(is_right(question, trace.answer) for question, trace in zip(asked, traces, strict=True)),
+        right=sum(is_right(question, trace.answer) for question, trace in zip(batch, traces, strict=True)),
         mean_thinking_tokens=sum(trace.thinking_tokens for trace in traces) / len(traces),
         closed_by=dict(Counter(trace.closed_by for trace in traces).most_common()),
     )
 
 
-def shown(guard: Any, output: Sequence[int], trace: ThinkTrace) -> str:
-    """An output's text with its forced tokens in brackets; neighbours share a pair."""
+def text_with_brackets(guard: Any, output: Sequence[int], trace: ThinkTrace) -> str:
+    """Return an output's text with its forced tokens in brackets; neighbours share a pair of brackets."""
     vocabulary, forced = guard.program.vocabulary, set(trace.forced)
     pieces: list[str] = []
     for position, token_id in enumerate(output):
@@ -94,15 +94,15 @@ def shown(guard: Any, output: Sequence[int], trace: ThinkTrace) -> str:
     return "".join(pieces)
 
 
-def table(rows: Sequence[Asked]) -> str:
-    """The rows as aligned plain text."""
+def table(results: Sequence[Asked]) -> str:
+    """Return the results as a table of aligned plain text."""
     head = ("model", "", "one think block", "an answer", "right", "thinking tokens", "closed by")
     lines: list[tuple[str, ...]] = [head]
-    for row in rows:
-        closed = ", ".join(f"{name} {count}" for name, count in row.closed_by.items())
-        counts = [f"{count}/{row.num}" for count in (row.well_formed, row.answered, row.right)]
+    for result in results:
+        closed = ", ".join(f"{name} {count}" for name, count in result.closed_by.items())
+        counts = [f"{count}/{result.num}" for count in (result.well_formed, result.answered, result.right)]
         lines.append(
-            (row.model, "guarded" if row.guarded else "alone", *counts, f"{row.mean_thinking_tokens:.1f}", closed)
+            (result.model, "guarded" if result.guarded else "alone", *counts, f"{result.mean_thinking_tokens:.1f}", closed)
         )
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return "\n".join(
@@ -111,7 +111,7 @@ def table(rows: Sequence[Asked]) -> str:
 
 
 def run(num: int = 64, budget: int = 160, as_json: bool = False) -> str:
-    """Ask both models `num` held-out questions, alone and guarded; returns what is to be printed."""
+    """Ask both models `num` held-out questions, alone and guarded; returns the table and an example, or JSON."""
     import json
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -120,36 +120,36 @@ def run(num: int = 64, budget: int = 160, as_json: bool = False) -> str:
     from thinkguard.hf import ThinkLogitsProcessor
 
     logging.disable_progress_bar()
-    asked, rows, example = questions(num), [], ""
+    batch, results, example = questions(num), [], ""
     for name in ("healthy", "damaged"):
         tokenizer = AutoTokenizer.from_pretrained(MODELS / name)
         model = AutoModelForCausalLM.from_pretrained(MODELS / name).float().eval()
         guard = ThinkLogitsProcessor(tokenizer, format="think", max_thinking_tokens=budget, grace_tokens=16)
         for guarded in (False, True):
-            outputs, traces = ask(model, tokenizer, guard, asked, guarded=guarded)
-            rows.append(summarize(name, guarded, asked, traces))
+            outputs, traces = ask(model, tokenizer, guard, batch, guarded=guarded)
+            results.append(summarize(name, guarded, batch, traces))
             if guarded and name == "healthy":
-                example = _example(guard, asked, outputs, traces)
+                example = _example(guard, batch, outputs, traces)
     if as_json:
-        return json.dumps([asdict(row) for row in rows], indent=2)
-    return f"{table(rows)}\n\n{example}"
+        return json.dumps([asdict(result) for result in results], indent=2)
+    return f"{table(results)}\n\n{example}"
 
 
-def _example(guard: Any, asked: Sequence[Question], outputs: Sequence[Any], traces: Sequence[ThinkTrace]) -> str:
-    """One guarded output in full: one that came out right, if possible although the guard had to close it."""
+def _example(guard: Any, batch: Sequence[Question], outputs: Sequence[Any], traces: Sequence[ThinkTrace]) -> str:
+    """Return one guarded output in full: a right one, if possible one whose thinking the guard had to close."""
 
     def interest(i: int) -> tuple[bool, bool]:
-        return is_right(asked[i], traces[i].answer), traces[i].closed_by in ("budget", "boundary")
+        return is_right(batch[i], traces[i].answer), traces[i].closed_by in ("budget", "boundary")
 
-    best = max(range(len(asked)), key=interest)
+    best = max(range(len(batch)), key=interest)
     trace = traces[best]
     return "\n".join(
         [
-            f"One guarded output of the healthy model, forced tokens in [brackets]. Asked: {asked[best].text}",
+            f"One guarded output of the healthy model, forced tokens in [brackets]. Asked: {batch[best].text}",
             "",
-            shown(guard, outputs[best], trace),
+            text_with_brackets(guard, outputs[best], trace),
             "",
             f"reasoning: {trace.thinking_tokens} tokens, closed by {trace.closed_by}",
-            f"answer:    {trace.answer!r} ({'right' if is_right(asked[best], trace.answer) else 'wrong'})",
+            f"answer:    {trace.answer!r} ({'right' if is_right(batch[best], trace.answer) else 'wrong'})",
         ]
     )

@@ -1,4 +1,4 @@
-"""A check is one thing that was looked at, as data; a report is what was examined and every check of it."""
+"""A check is one thing that was looked at, as data; a report holds every check of what was examined."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ LOST: Final = ("⟦", "⟧")
 class Check:
     """One thing that was looked at, named as in the catalogue.
 
-    A problem loses reasoning or answers now; a note is a hazard that strikes only on certain input, and says which.
-    What it says of neither what was wanted nor the fix, it has from the catalogue; a problem needs both.
+    A problem loses reasoning or answers now. A note is a hazard that strikes only on certain input, and says on which.
+    If `wanted` or `fix` of a problem or a note is empty, it comes from the catalogue. A problem needs both.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Report:
 
     subject: str
     checks: tuple[Check, ...]
-    facts: tuple[tuple[str, str], ...] = ()  # what is neither good nor bad, such as a policy line to paste
+    facts: tuple[tuple[str, str], ...] = ()  # (name, value), neither good nor bad, such as a policy line to paste
     plots: tuple[Plot, ...] = ()
 
     @property
@@ -112,12 +112,12 @@ class Report:
     def summary(self) -> str:
         """Count the checks by status."""
         counts = {status: sum(check.status == status for check in self.checks) for status in _STATUSES}
-        told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-        return f"{len(self.checks)} checks: {told}"
+        numbers = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+        return f"{len(self.checks)} checks: {numbers}"
 
 
 def _as_dict(check: Check) -> dict[str, Any]:
-    told = {"part": check.entry.part, **asdict(check), "evidence": list(check.evidence)}
+    values = {"part": check.entry.part, **asdict(check), "evidence": list(check.evidence)}
     if check.fired:
-        told |= {"why": check.entry.why, "references": list(check.entry.references)}
-    return told
+        values |= {"why": check.entry.why, "references": list(check.entry.references)}
+    return values

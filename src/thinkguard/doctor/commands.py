@@ -1,4 +1,4 @@
-"""The commands `doctor` and `audit`: parse and print, the work is done beside this file."""
+"""The commands `doctor` and `audit`: this file parses and prints, the work is done elsewhere."""
 
 from __future__ import annotations
 
@@ -85,16 +85,16 @@ def _doctor(options: argparse.Namespace) -> int:
             "nothing to examine: give PATH, a checkpoint or tokenizer folder, or --url http://HOST:PORT/v1, a live server"
         )
     if options.path is None:
-        given = [name for name in ("data", "against", "template", "fix_template", "fix_tokenizer") if getattr(options, name)]
-        if given:
-            raise InputError(f"--{given[0].replace('_', '-')} needs PATH, the checkpoint or tokenizer folder it belongs to")
+        names = [name for name in ("data", "against", "template", "fix_template", "fix_tokenizer") if getattr(options, name)]
+        if names:
+            raise InputError(f"--{names[0].replace('_', '-')} needs PATH, the checkpoint or tokenizer folder it belongs to")
     from thinkguard.doctor.template.sandbox import Renderer
 
-    with Renderer() as renderer:  # one for all of it: it remembers which template never ends
-        return _examined(options, renderer)
+    with Renderer() as renderer:  # one for all steps: it remembers which template never ends
+        return _examine(options, renderer)
 
 
-def _examined(options: argparse.Namespace, renderer: Renderer) -> int:
+def _examine(options: argparse.Namespace, renderer: Renderer) -> int:
     reports = []
     if options.path is not None:
         from thinkguard.doctor.examine import examine
@@ -122,7 +122,7 @@ def _examined(options: argparse.Namespace, renderer: Renderer) -> int:
     if len(reports) == 2:
         subject = "; ".join(part.subject for part in reports)
         report = replace(report, subject=subject, checks=report.checks + reports[1].checks)
-    status = _tell(report, options)
+    status = _print_report(report, options)
     if options.fix_template is not None or options.fix_tokenizer is not None:
         sys.stdout.flush()
         _mend(options, renderer)
@@ -130,37 +130,38 @@ def _examined(options: argparse.Namespace, renderer: Renderer) -> int:
 
 
 def _mend(options: argparse.Namespace, renderer: Renderer) -> None:
-    """Write what was asked for, behind the report: it says what is wrong even where that cannot be mended."""
+    """Write the mended files. The report is printed before, so that it is seen even if mending fails."""
     from thinkguard.doctor.examine import mend_template, mend_tokenizer
 
-    done = []
+    lines = []
     if options.fix_template is not None:
-        done += mend_template(
+        lines += mend_template(
             options.path, options.fix_template, template=options.template, format=options.format, renderer=renderer
         )
     if options.fix_tokenizer is not None:
-        done += mend_tokenizer(options.path, options.fix_tokenizer, format=options.format, renderer=renderer)
-    for line in done:
+        lines += mend_tokenizer(options.path, options.fix_tokenizer, format=options.format, renderer=renderer)
+    for line in lines:
         print(line, file=sys.stderr)
 
 
 def _check_page(options: argparse.Namespace) -> None:
-    """Refuse a place for the page before the work that it would show."""
+    """Refuse an unusable place for the page now, before the examination and not after it."""
     if options.html is not None:
         from thinkguard.doctor.page.write import refuse_other_files
 
         refuse_other_files(options.html)
 
 
-def _tell(report: Report, options: argparse.Namespace, summary: Summary | None = None) -> int:
+def _print_report(report: Report, options: argparse.Namespace, summary: Summary | None = None) -> int:
+    """Print a report, and write its page if one is wanted; returns the exit status."""
     if options.html is not None:
         from thinkguard.doctor.page.write import write_page
 
         write_page(report, options.html)
         print(f"{options.html}: the report as a page", file=sys.stderr)
     if options.json:
-        told = report.as_dict() | ({} if summary is None else {"summary": summary.as_dict()})
-        print(json.dumps(told, ensure_ascii=False, indent=2))
+        values = report.as_dict() | ({} if summary is None else {"summary": summary.as_dict()})
+        print(json.dumps(values, ensure_ascii=False, indent=2))
     else:
         print(report.as_text())
     print(report.summary(), file=sys.stderr)
@@ -180,15 +181,15 @@ def _audit(options: argparse.Namespace) -> int:
         raise InputError(f"--fix {options.fix} needs the records themselves: give their files")
     if options.fix is not None:
         refuse(options.paths, options.fix, options.trainer)
-    chosen = _options(options)
-    summary = audit(options.paths, chosen) if options.paths else Summary()
+    audit_options = _options(options)
+    summary = audit(options.paths, audit_options) if options.paths else Summary()
     for path in options.merge:
         _merge(summary, path)
     if options.fix is not None:
-        print(mend(options.paths, options.fix, chosen).as_text(), file=sys.stderr)
+        print(mend(options.paths, options.fix, audit_options).as_text(), file=sys.stderr)
     subject = ", ".join(map(str, [*options.paths, *options.merge]))
-    checks, facts = data_checks(summary, chosen), data_facts(summary, chosen)
-    return _tell(Report(subject, checks, facts, data_plots(summary, chosen)), options, summary)
+    checks, facts = data_checks(summary, audit_options), data_facts(summary, audit_options)
+    return _print_report(Report(subject, checks, facts, data_plots(summary, audit_options)), options, summary)
 
 
 def _options(options: argparse.Namespace) -> AuditOptions:
@@ -229,9 +230,9 @@ def _saved(path: Path) -> Summary:
     from thinkguard.doctor.audit.summary import Summary
 
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"not JSON ({error}); give what `thinkguard audit --json` printed") from None
-    if not isinstance(told, dict) or "summary" not in told:
+    if not isinstance(values, dict) or "summary" not in values:
         raise InputError("holds no summary; give what `thinkguard audit --json` printed")
-    return Summary.from_dict(told["summary"])
+    return Summary.from_dict(values["summary"])

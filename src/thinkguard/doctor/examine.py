@@ -1,4 +1,4 @@
-"""The whole report: tokenizer x template x data x loss mask, each part knowing what the others found."""
+"""The whole report: tokenizer, template, data and loss mask, each examined with what the others found."""
 
 from __future__ import annotations
 
@@ -47,24 +47,24 @@ def examine(
     """Examine a checkpoint or tokenizer folder, and the data and the served tokenizer beside it.
 
     Loads the tokenizer, never the model; templates render in a sandboxed child. InputError for a path, trainer or format
-    that is not there; everything else that is wrong is a check. A `renderer` is shared between examinations.
+    that does not exist; whatever else is wrong is a check. A given `renderer` is used, and left open.
     """
     if trainer is not None:
         trainer_of(trainer)
-    with _given(renderer) as renderer:
+    with _renderer_or_new(renderer) as renderer:
         checkpoint, checks = load_checkpoint(path, template=template, format=format, renderer=renderer)
         readings = read(renderer, checkpoint)
         found = [*checks, *tokenizer_checks(checkpoint), *weight_checks(checkpoint)]
-        other: list[Check] = []
+        differences: list[Check] = []
         if against is not None:
             served, _ = load_checkpoint(against, format=format, renderer=renderer)
             found += against_checks(checkpoint, served)
             names = (checkpoint.template_name, f"{against} {served.template_name}")
-            other += differs_checks(readings, read(renderer, served), names)
-        told: list[Check] = []
+            differences += differs_checks(readings, read(renderer, served), names)
+        data_part: list[Check] = []
         facts: tuple[tuple[str, str], ...] = ()
         plots: tuple[Plot, ...] = ()
-        seen: Counter[str] | None = None
+        data_counts: Counter[str] | None = None
         if data:
             options = AuditOptions(
                 trainer=trainer,
@@ -77,16 +77,16 @@ def examine(
                 template_known=True,
             )
             summary = audit(data, options)
-            seen = summary.facts
-            told += data_checks(summary, options)
+            data_counts = summary.facts
+            data_part += data_checks(summary, options)
             facts, plots = data_facts(summary, options), data_plots(summary, options)
-            told += mask_checks(renderer, checkpoint, readings, sample(data, trainer), trainer)
-        found += [*template_checks(readings, seen, trainer), *other, *told]
+            data_part += mask_checks(renderer, checkpoint, readings, sample(data, trainer), trainer)
+        found += [*template_checks(readings, data_counts, trainer), *differences, *data_part]
     return Report(_subject(path, checkpoint), tuple(found), facts, plots)
 
 
-def _given(renderer: Renderer | None) -> AbstractContextManager[Renderer]:
-    """A renderer of one's own, or the given one, which its owner closes."""
+def _renderer_or_new(renderer: Renderer | None) -> AbstractContextManager[Renderer]:
+    """Return a new renderer, to be closed here, or the given one, which its owner closes."""
     return Renderer() if renderer is None else nullcontext(renderer)
 
 
@@ -103,7 +103,7 @@ def read(renderer: Renderer, checkpoint: Checkpoint) -> Readings:
 
 
 def sample(paths: Sequence[Path], trainer: str | None, num: int = _SAMPLE) -> list[Record]:
-    """Return the first records of every file that can be read, `num` in all and as many from each."""
+    """Return the first records of every file that can be read: at most `num`, an equal share from each file."""
     files = files_of(paths)
     each = -(-num // max(len(files), 1))
     found: list[Record] = []
@@ -127,7 +127,7 @@ def mend_template(
     """Write a chat template that keeps the reasoning of training texts; returns what was done, in words."""
     from thinkguard.doctor.template.fix_template import fix_template
 
-    with _given(renderer) as renderer:
+    with _renderer_or_new(renderer) as renderer:
         checkpoint, _ = load_checkpoint(path, template=template, format=format, renderer=renderer)
         if not checkpoint.template:
             raise InputError(f"{path} has no chat template to mend: give one with --template FILE")
@@ -140,6 +140,6 @@ def mend_tokenizer(path: Path, out_dir: Path, *, format: str | None = None, rend
     """Write a copy of the tokenizer with its markers added, not special; returns what was done, in words."""
     from thinkguard.doctor.tokenizer.fix_tokenizer import fix_tokenizer
 
-    with _given(renderer) as renderer:
+    with _renderer_or_new(renderer) as renderer:
         checkpoint, _ = load_checkpoint(path, format=format, renderer=renderer)
         return fix_tokenizer(checkpoint, out_dir)

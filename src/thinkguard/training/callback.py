@@ -1,7 +1,7 @@
 """TagMonitorCallback: a TagMonitor in any trainer that takes transformers' callbacks.
 
-A callback is handed neither the trainer nor its log. What is read at a step therefore asks for a log entry of that step,
-and is put into it when it comes by, in front of the callbacks that report to W&B or TensorBoard.
+A callback is handed neither the trainer nor its log. So a reading asks for a log entry of its step, and is put into that
+entry when it comes by, in front of the callbacks that report to W&B or TensorBoard.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class TagMonitorCallback(TrainerCallback):  # type: ignore[misc]
     # --- events ---
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Look at training rows, before a step is spent on them."""
+        """Look at training data, before a step is spent on it."""
         _move_to_front(self)
         self._start(kwargs, control)
 
@@ -123,10 +123,10 @@ class TagMonitorCallback(TrainerCallback):  # type: ignore[misc]
             error = caught
         watched = self.monitor.watched if self._sharded and self.monitor else None
         stops = self.monitor is not None and self.monitor.should_stop
-        failed = f"{type(error).__name__} on the first rank: {error}" if error else ""
-        failed, labels, watched, stops = _from_first((failed, labels, watched, stops))
-        if error or failed:
-            raise error or InputError(failed)
+        failure = f"{type(error).__name__} on the first rank: {error}" if error else ""
+        failure, labels, watched, stops = _from_first((failure, labels, watched, stops))
+        if error or failure:
+            raise error or InputError(failure)
         if self._sharded and self.monitor:
             self.monitor.watched = watched
         self._pending = {_PREFIX + name: value for name, value in labels.items()}
@@ -176,7 +176,7 @@ def _rank() -> int:
 
 
 def _from_first(value: Any) -> Any:
-    """What the first rank has, on all of them. Every rank calls this at the same steps."""
+    """Return the first rank's value on every rank. All ranks have to call this at the same steps."""
     if not _is_distributed():
         return value
     box = [value]
@@ -185,23 +185,23 @@ def _from_first(value: Any) -> Any:
 
 
 def _batches(loader: Any, num: int) -> Iterator[Mapping[str, Any]]:
-    """Collate single rows of a loader's data, without iterating the loader itself, which would move its random state."""
+    """Collate single examples of a loader's data. The loader itself is not iterated: that would move its random state."""
     dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
     if dataset is None or collate is None:
         return
     if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
-        rows: Iterator[Any] = (dataset[i] for i in spread(len(dataset), num))
+        examples: Iterator[Any] = (dataset[i] for i in spread(len(dataset), num))
     else:
         source = getattr(dataset, "dataset", dataset)  # accelerate wraps a stream per rank
-        rows = itertools.islice(iter(source), num) if hasattr(source, "take") else iter(())
-    for row in rows:
-        batch = collate([row])
+        examples = itertools.islice(iter(source), num) if hasattr(source, "take") else iter(())
+    for example in examples:
+        batch = collate([example])
         if isinstance(batch, Mapping):
             yield batch
 
 
 def _move_to_front(callback: TrainerCallback) -> None:
-    """Let a callback see each log entry before the callbacks that report it, but behind the one that decides on it.
+    """Let a callback see each log entry before the callbacks that report it, but after the one that asks for it.
 
     No event hands out the list of callbacks, so its owner is looked for among the callers; without it the values reach
     the trainer's history and the callbacks behind this one.

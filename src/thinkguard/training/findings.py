@@ -13,12 +13,12 @@ from thinkguard.training.places import Marker, Turns
 from thinkguard.training.samples import CLASSES, Sample, SampleClass
 from thinkguard.vocabulary import TokenFlag
 
-_SOME: Final = 0.02  # share of the rows from which on something is told of
+_SOME: Final = 0.02  # share of the rows from which on there is a finding
 _MANY: Final = 0.5  # share of the samples
 _LEARNT: Final = 0.8  # answers are learnt once their loss is below this share of the first one
 _RARE: Final = 0.1  # an end marker of a lower probability will hardly be sampled
 _GROWN: Final = 2.0  # times its first probability
-_PATIENCE: Final = 3  # readings before a probability that does not grow is told of
+_PATIENCE: Final = 3  # readings before a probability that does not grow is a finding
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +34,14 @@ class TagReading:
     """What one check found."""
 
     step: int
-    markers: Mapping[Marker, MarkerReading]  # those that have places in the rows
+    markers: Mapping[Marker, MarkerReading]  # those that have places in the examples
     answer_loss: float | None  # mean per token
     samples: tuple[Sample, ...]  # empty if none were taken
-    seconds: float  # what the check took
-    findings: tuple[Finding, ...] = ()  # told for the first time
+    seconds: float  # that the check took
+    findings: tuple[Finding, ...] = ()  # those that no earlier check had
 
     def share(self, name: str) -> float:
-        """The share of a class among the samples, those left out that only reached their token limit."""
+        """The share of a class among all samples; one that only reached its token limit counts for no class."""
         hits = sum(sample.name == name and not sample.open_at_limit for sample in self.samples)
         return hits / len(self.samples) if self.samples else 0.0
 
@@ -51,7 +51,7 @@ class TagReading:
         return sum(sample.open_at_limit for sample in self.samples) / len(self.samples) if self.samples else 0.0
 
     def metrics(self) -> dict[str, float]:
-        """The reading as numbers for a log, what was not read left out. The six classes add up to 1."""
+        """The reading as numbers for a log, without what was not read. The shares of the six classes add up to 1."""
         values = {"seconds": self.seconds}
         for marker, reading in self.markers.items():
             values |= {f"p_{marker}": reading.probability, f"loss_{marker}": reading.loss}
@@ -82,7 +82,7 @@ def label_findings(program: ThinkProgram, turns: Turns, reading: LabelReading) -
     if not num:
         yield Finding("no-labels", "no labelled row could be looked at, so what is learnt is not known: pass records=")
         return
-    seen = reading.with_end + reading.masked_end
+    num_with_end = reading.with_end + reading.masked_end
     if not reading.with_end and not reading.masked_end and not reading.cut and not reading.unclosed:
         yield Finding("no-end", f"no {end!r} in any label of {num} rows: {why_absent(turns)}")
         return
@@ -112,7 +112,7 @@ def label_findings(program: ThinkProgram, turns: Turns, reading: LabelReading) -
             f"{reading.unclosed} of {num} rows hold {start!r}, no {end!r}, and a turn end: records without an end; "
             "thinkguard audit FILES names them",
         )
-    if seen and not reading.with_turn_end:
+    if num_with_end and not reading.with_turn_end:
         yield Finding(
             "no-turn-end",
             f"no end of turn in any label of {num} rows, so the model does not learn to stop: look at eos_token, and at "
@@ -152,7 +152,7 @@ def reading_findings(
     patience: int,
     trains_embeddings: bool,
 ) -> Iterator[Finding]:
-    """Judge the last of the readings, all of them given in order."""
+    """Judge the last of the readings; `readings` are all of them, in order."""
     last = readings[-1]
     if is_stuck(readings):
         end = last.markers["end"]
@@ -181,10 +181,10 @@ def reading_findings(
 
 def is_stuck(readings: Sequence[TagReading]) -> bool:
     """Whether the end marker's probability stays low over readings in which the answers are learnt."""
-    told = [r for r in readings if "end" in r.markers and r.answer_loss is not None]
-    if len(told) < _PATIENCE + 1:
+    readings = [r for r in readings if "end" in r.markers and r.answer_loss is not None]
+    if len(readings) < _PATIENCE + 1:
         return False
-    first, last = told[0], told[-_PATIENCE:]
+    first, last = readings[0], readings[-_PATIENCE:]
     limit = min(_RARE, _GROWN * first.markers["end"].probability)
     learnt = all((r.answer_loss or 0.0) < _LEARNT * (first.answer_loss or 0.0) for r in last)
     return learnt and all(r.markers["end"].probability <= limit for r in last)

@@ -1,4 +1,4 @@
-"""What the labels of training rows teach about the tags, before a step is spent on them."""
+"""What the labels of training examples teach about the tags, before a step is spent on them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from thinkguard.core.program import ThinkProgram
-from thinkguard.training.places import IGNORED, Row, Turns, places, stretches
+from thinkguard.training.places import IGNORED, Example, Turns, places, stretches
 
 _PADDED: Final = ("input_ids", "labels", "position_ids", "attention_mask")
 
 
 @dataclass(frozen=True, slots=True)
 class LabelReading:
-    """How many of the rows teach each marker."""
+    """How many training rows teach each marker, and how many fail to."""
 
     num_rows: int
     with_start: int  # the start marker is learnt
@@ -24,8 +24,8 @@ class LabelReading:
     masked_end: int
     unclosed: int  # thinking that is learnt and never ends, though the turn does
     cut: int  # thinking inside which the row breaks off
-    longest: int  # tokens
-    opened: int  # the generation prompt opens the thinking, so the start need not be learnt: 1 or 0
+    longest: int  # tokens of the longest row
+    opened: int  # 1 if the generation prompt opens the thinking, so that the start need not be learnt, else 0
 
     @property
     def unlabelled(self) -> float:
@@ -42,45 +42,46 @@ class LabelReading:
         return asdict(self)
 
 
-def rows_of(batch: Mapping[str, Any]) -> Iterator[Row]:
-    """Take a collated batch apart into its rows, and a packed row into its documents.
+def examples_of(batch: Mapping[str, Any]) -> Iterator[Example]:
+    """Take a collated batch apart into its examples; a packed row gives one for each of its documents.
 
-    input_ids, labels: [num_rows, length], or [length]. Padding is found by `attention_mask`, documents by where
-    `position_ids` starts again.
+    input_ids, labels: [num_rows, length], or [length]. `attention_mask` tells the padding, and `position_ids` that start
+    again tell where the next document begins.
     """
     ids, labels = batch.get("input_ids"), batch.get("labels")
     if ids is None or labels is None:
         return
-    columns = {name: _rows(batch[name]) for name in _PADDED if batch.get(name) is not None and _plain(batch[name])}
-    for i, (row, label) in enumerate(zip(columns["input_ids"], columns["labels"], strict=True)):
-        mask = columns["attention_mask"][i] if "attention_mask" in columns else [1] * len(row)
-        mask = mask if len(mask) == len(row) else [1] * len(row)
-        kept = [t for t in range(len(row)) if mask[t]]
+    columns = {name: _lists(batch[name]) for name in _PADDED if batch.get(name) is not None and _plain(batch[name])}
+    for i, (token_ids, token_labels) in enumerate(zip(columns["input_ids"], columns["labels"], strict=True)):
+        length = len(token_ids)
+        mask = columns["attention_mask"][i] if "attention_mask" in columns else [1] * length
+        mask = mask if len(mask) == length else [1] * length
+        tokens = [t for t in range(length) if mask[t]]
         positions = columns["position_ids"][i] if "position_ids" in columns else []
-        starts = [t for t in kept if len(positions) == len(row) and positions[t] == 0 and t != kept[0]]
-        for begin, end in zip([0, *starts], [*starts, len(row)], strict=True):
-            part = [t for t in kept if begin <= t < end]
+        starts = [t for t in tokens if len(positions) == length and positions[t] == 0 and t != tokens[0]]
+        for begin, end in zip([0, *starts], [*starts, length], strict=True):
+            part = [t for t in tokens if begin <= t < end]
             if part:
-                yield Row(tuple(int(row[t]) for t in part), tuple(int(label[t]) for t in part))
+                yield Example(tuple(int(token_ids[t]) for t in part), tuple(int(token_labels[t]) for t in part))
 
 
 def _plain(column: Any) -> bool:
-    """Whether a column has one number per token: masks of four dimensions and position ids of three have not."""
+    """Whether a column has one number per token: attention masks of 4 dimensions and position ids of 3 do not."""
     return getattr(column, "ndim", 2) <= 2
 
 
-def _rows(column: Any) -> list[list[int]]:
+def _lists(column: Any) -> list[list[int]]:
     plain = column.tolist() if hasattr(column, "tolist") else list(column)
     return plain if plain and isinstance(plain[0], list) else [plain]
 
 
-def read_labels(program: ThinkProgram, turns: Turns, rows: Iterable[Row]) -> LabelReading:
-    """Count what the rows teach."""
+def read_labels(program: ThinkProgram, turns: Turns, examples: Iterable[Example]) -> LabelReading:
+    """Count what the examples teach."""
     counts = dict.fromkeys(("start", "end", "turn_end", "masked_start", "masked_end", "unclosed", "cut"), 0)
     num = longest = 0
-    for row in rows:
-        num, longest = num + 1, max(longest, len(row.ids))
-        for name in _taught(program, turns, row):
+    for example in examples:
+        num, longest = num + 1, max(longest, len(example.ids))
+        for name in _lessons(program, turns, example):
             counts[name] += 1
     return LabelReading(
         num_rows=num,
@@ -96,25 +97,26 @@ def read_labels(program: ThinkProgram, turns: Turns, rows: Iterable[Row]) -> Lab
     )
 
 
-def _taught(program: ThinkProgram, turns: Turns, row: Row) -> set[str]:
-    found: set[str] = set()
-    for begin, end in stretches(program, turns, row):
+def _lessons(program: ThinkProgram, turns: Turns, example: Example) -> set[str]:
+    """Return what one example teaches, or fails to: keys of the counts in `read_labels`."""
+    lessons: set[str] = set()
+    for begin, end in stretches(program, turns, example):
         open_at: int | None = None
         ended = False
-        for place in places(program, row.ids, begin, end):
-            learnt = all(label != IGNORED for label in row.labels[place.begin : place.end])
+        for place in places(program, example.ids, begin, end):
+            learnt = all(label != IGNORED for label in example.labels[place.begin : place.end])
             if learnt:
-                found.add(place.marker)
-            elif place.marker != "turn_end" and any(label != IGNORED for label in row.labels[place.end : end]):
-                found.add(f"masked_{place.marker}")
-            if place.marker == "start" and any(label != IGNORED for label in row.labels[place.begin : end]):
+                lessons.add(place.marker)
+            elif place.marker != "turn_end" and any(label != IGNORED for label in example.labels[place.end : end]):
+                lessons.add(f"masked_{place.marker}")
+            if place.marker == "start" and any(label != IGNORED for label in example.labels[place.begin : end]):
                 open_at = place.begin
             elif place.marker == "end":
                 open_at = None
             ended |= place.marker == "turn_end"
         if open_at is not None:
-            found.add("unclosed" if ended or end < len(row.ids) else "cut")
-    return found
+            lessons.add("unclosed" if ended or end < len(example.ids) else "cut")
+    return lessons
 
 
 def spread(length: int, num: int) -> Sequence[int]:

@@ -14,16 +14,16 @@ import numpy as np
 import torch
 
 from thinkguard.core.program import ThinkProgram
-from thinkguard.training.places import IGNORED, MARKERS, Marker, Place, Row, Turns, places, stretches
+from thinkguard.training.places import IGNORED, MARKERS, Example, Marker, Place, Turns, places, stretches
 
-_ANSWER_TOKENS: Final = 64  # of a row that are read
+_ANSWER_TOKENS: Final = 64  # of an example that are read
 _SEED: Final = 0
 Generate = Callable[[list[list[int]]], list[list[int]]]
 
 
 @dataclass(frozen=True, slots=True)
 class MarkerReading:
-    """What the model makes of one marker where the text has it; means over its places."""
+    """How the model reads one marker where the text has it: means over the marker's places."""
 
     probability: float  # of the whole marker, the product over its tokens
     loss: float  # its negative logarithm, in nats
@@ -31,54 +31,54 @@ class MarkerReading:
 
 
 @dataclass(frozen=True, slots=True)
-class Forced:
-    """One row to read, and what is read in it."""
+class ForcedExample:
+    """One example that is read by teacher forcing, and what is read in it."""
 
-    row: Row
+    example: Example
     places: tuple[Place, ...]
-    answer: tuple[int, ...]  # tokens of the answer
+    answer: tuple[int, ...]  # positions of the answer's tokens
 
 
-def forced_of(program: ThinkProgram, turns: Turns, row: Row) -> Forced | None:
-    """Choose what is read in a row; None if it shows neither a marker nor a turn end. A row's first token has no past."""
+def forced_example(program: ThinkProgram, turns: Turns, example: Example) -> ForcedExample | None:
+    """Choose what is read in an example; None without a marker or a turn end. No first token: nothing predicts it."""
     found: list[Place] = []
     answer: list[int] = []
-    for begin, end in stretches(program, turns, row):
-        inside = [place for place in places(program, row.ids, begin, end) if place.begin > 0]
+    for begin, end in stretches(program, turns, example):
+        inside = [place for place in places(program, example.ids, begin, end) if place.begin > 0]
         found += inside
         closed = max((place.end for place in inside if place.marker == "end"), default=begin)
         behind = range(closed, end - (inside[-1].marker == "turn_end" if inside else 0))
         if not inside or inside[-1].marker != "start":  # thinking that breaks off has no answer
-            answer += [i for i in behind if i > 0 and row.labels[i] != IGNORED]
-    return Forced(row, tuple(found), tuple(answer[:_ANSWER_TOKENS])) if found else None
+            answer += [i for i in behind if i > 0 and example.labels[i] != IGNORED]
+    return ForcedExample(example, tuple(found), tuple(answer[:_ANSWER_TOKENS])) if found else None
 
 
-def is_learnt(row: Row, place: Place) -> bool:
+def is_learnt(example: Example, place: Place) -> bool:
     """Whether a marker is in the loss."""
-    return all(label != IGNORED for label in row.labels[place.begin : place.end])
+    return all(label != IGNORED for label in example.labels[place.begin : place.end])
 
 
-def learnt_first(forced: Sequence[Forced]) -> list[Forced]:
-    """Leave out the places of a marker that are masked, unless all of them are."""
-    learnt = {place.marker for one in forced for place in one.places if is_learnt(one.row, place)}
+def learnt_first(forced: Sequence[ForcedExample]) -> list[ForcedExample]:
+    """Leave out the places of a marker that are masked, unless all places of that marker are."""
+    learnt = {place.marker for item in forced for place in item.places if is_learnt(item.example, place)}
     return [
-        replace(one, places=tuple(p for p in one.places if p.marker not in learnt or is_learnt(one.row, p)))
-        for one in forced
+        replace(item, places=tuple(p for p in item.places if p.marker not in learnt or is_learnt(item.example, p)))
+        for item in forced
     ]
 
 
-def read_forced(model: Any, forced: Sequence[Forced]) -> tuple[dict[Marker, MarkerReading], float | None]:
-    """Read the markers' probability and loss, and the answers' mean loss per token. One forward per row, no cache."""
+def read_forced(model: Any, forced: Sequence[ForcedExample]) -> tuple[dict[Marker, MarkerReading], float | None]:
+    """Read the markers' probability and loss, and the answers' mean loss per token. One forward per example, no cache."""
     losses: dict[Marker, list[float]] = {marker: [] for marker in MARKERS}
     answers: list[float] = []
-    for one in learnt_first(forced):
-        wanted = sorted({i for place in one.places for i in range(place.begin, place.end)} | {*one.answer})
-        if not wanted:
+    for item in learnt_first(forced):
+        positions = sorted({i for place in item.places for i in range(place.begin, place.end)} | {*item.answer})
+        if not positions:
             continue
-        loss = dict(zip(wanted, _losses(model, one.row.ids, wanted), strict=True))
-        for place in one.places:
+        loss = dict(zip(positions, _losses(model, item.example.ids, positions), strict=True))
+        for place in item.places:
             losses[place.marker].append(math.fsum(loss[i] for i in range(place.begin, place.end)))
-        answers += [loss[i] for i in one.answer]
+        answers += [loss[i] for i in item.answer]
     readings = {
         marker: MarkerReading(_mean([math.exp(-x) for x in values]), _mean(values), len(values))
         for marker, values in losses.items()
@@ -91,30 +91,30 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _losses(model: Any, ids: Sequence[int], wanted: Sequence[int]) -> list[float]:
-    """Negative log probability of the tokens at `wanted`, each behind all tokens in front of it."""
-    length = wanted[-1] + 1
+def _losses(model: Any, ids: Sequence[int], positions: Sequence[int]) -> list[float]:
+    """Return the negative log probability, in nats, of the tokens at `positions`, each given all tokens before it."""
+    length = positions[-1] + 1
     device = device_of(model)
     inputs: dict[str, Any] = {
         "input_ids": torch.tensor([ids[:length]], device=device),
         "attention_mask": torch.ones((1, length), dtype=torch.long, device=device),
     }
-    before = torch.tensor([i - 1 for i in wanted], device=device)
+    before = torch.tensor([i - 1 for i in positions], device=device)
     names = _forward_names(model)
     if "use_cache" in names:
         inputs["use_cache"] = False
-    kept = "logits_to_keep" in names
-    if kept:  # the logits of a whole row can take gigabytes
+    keeps = "logits_to_keep" in names
+    if keeps:  # those of a whole example can take gigabytes
         inputs["logits_to_keep"] = before
     out = model(**inputs)
     logits = (out if isinstance(out, torch.Tensor) else out.logits)[0]
-    logits = logits if kept else logits[before]
-    targets = torch.tensor([ids[i] for i in wanted], device=logits.device)
+    logits = logits if keeps else logits[before]
+    targets = torch.tensor([ids[i] for i in positions], device=logits.device)
     return [float(x) for x in torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none").tolist()]
 
 
 def _forward_names(model: Any) -> frozenset[str]:
-    """The arguments that the innermost model takes: wrappers hand theirs on."""
+    """Return the arguments that the innermost model takes; its wrappers pass theirs on to it."""
     inner = getattr(model, "module", model)
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
     return frozenset(inspect.signature(inner.forward).parameters)

@@ -1,4 +1,4 @@
-"""The monitor itself: labels first, then forced readings and samples of one model, whoever trains it."""
+"""The monitor itself: it reads the labels first, then one model by teacher forcing and by samples, whoever trains it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from thinkguard.errors import InputError
 from thinkguard.formats import ThinkFormat
 from thinkguard.training import model as read
 from thinkguard.training.findings import Finding, TagReading, label_findings, reading_findings
-from thinkguard.training.labels import LabelReading, read_labels, rows_of
-from thinkguard.training.places import Row, turns_of
-from thinkguard.training.records import Prompt, of_records, opening_row, prompt_of
+from thinkguard.training.labels import LabelReading, examples_of, read_labels
+from thinkguard.training.places import Example, turns_of
+from thinkguard.training.records import Prompt, of_records, opening_example, prompt_of
 from thinkguard.training.samples import CLASSES, classify
 
 _LOG: Final = logging.getLogger("thinkguard.training")
 _STOPS: Final = (*CLASSES[1:], "unlabelled")
-Watched = tuple[list[Prompt], list[Row]]
+Watched = tuple[list[Prompt], list[Example]]
 
 
 class TagMonitor:
-    """Watch a model's thinking markers: `look_at` the training rows once, then `check` now and then.
+    """Watch a model's thinking markers: `look_at` the training data once, then `check` now and then.
 
     records: what is asked and, where known, answered: a user's words, a list of messages, or a mapping with `messages` or
     with `prompt` and `completion`. An answer is spelled here, not through the chat template, and read by teacher forcing.
-    What the records do not give, prompts or answers, is taken from the rows that `look_at` is shown.
-    stop_on: class -> share of the samples at which `should_stop` is set, met `patience` samplings in a row; the key
-    "unlabelled" is the share of the rows that teach no end marker, and sets it at once.
+    Prompts or answers that the records lack are taken from the rows that `look_at` reads.
+    stop_on: class -> share of the samples; `should_stop` is set once it is met `patience` samplings in a row. The key
+    "unlabelled" is the share of the rows that teach no end marker; it sets `should_stop` at once.
     generate: [prompt's ids] -> [output's ids], in place of the model's own `generate`; temperature 0 is greedy.
     quiet: findings are returned, but not logged.
     """
@@ -65,75 +65,82 @@ class TagMonitor:
         self.stop_on, self.generate, self.quiet = _checked_stops(stop_on or {}), generate, quiet
         kwargs = chat_template_kwargs or {}
         self.turns = turns_of(self.program, tokenizer, kwargs)
-        self._prompts, self._rows = of_records(self.program, self.turns, tokenizer, records, kwargs)
+        self._prompts, self._examples = of_records(self.program, self.turns, tokenizer, records, kwargs)
         self.labels: LabelReading | None = None
         self.readings: list[TagReading] = []
         self.should_stop = False
-        self._told: set[str] = set()
-        self._met = 0  # samplings in a row at which stop_on was met
+        self._reported: set[str] = set()  # names of findings
+        self._streak = 0  # samplings in a row at which stop_on was met
 
     def look_at(self, batches: Iterable[Mapping[str, Any]]) -> tuple[Finding, ...]:
-        """Read what labelled batches (`input_ids`, `labels`) teach, and keep some of their rows for `check`."""
-        rows = [row for batch in batches for row in rows_of(batch)]
-        self.labels = read_labels(self.program, self.turns, rows)
-        self._rows = self._rows or self._worth_reading(rows)
-        self._prompts = self._prompts or self._worth_asking(rows)
+        """Read what labelled batches (`input_ids`, `labels`) teach, and keep some of their examples for `check`."""
+        examples = [example for batch in batches for example in examples_of(batch)]
+        self.labels = read_labels(self.program, self.turns, examples)
+        self._examples = self._examples or self._worth_reading(examples)
+        self._prompts = self._prompts or self._worth_asking(examples)
         found = list(label_findings(self.program, self.turns, self.labels))
-        if rows and self.labels.unlabelled >= self.stop_on.get("unlabelled", 2.0):
+        if examples and self.labels.unlabelled >= self.stop_on.get("unlabelled", 2.0):
             self.should_stop = True
-            found.append(Finding("stop", f"stop_on is met: {self.labels.unlabelled:.0%} of {len(rows)} rows teach no end"))
-        return self._tell(found)
+            share = f"{self.labels.unlabelled:.0%} of {len(examples)} rows"
+            found.append(Finding("stop", f"stop_on is met: {share} teach no end"))
+        return self._report(found)
 
-    def _worth_reading(self, rows: Sequence[Row]) -> list[Row]:
-        """Rows with an end marker that is learnt come first, then those with one that is masked, then the others."""
-        forced = [(read.forced_of(self.program, self.turns, row), row) for row in rows]
-        ends = [([read.is_learnt(row, p) for p in f.places if p.marker == "end"], row) for f, row in forced if f]
+    def _worth_reading(self, examples: Sequence[Example]) -> list[Example]:
+        """Prefer examples with an end marker that is learnt, then those whose end marker is masked, then the others."""
+        forced = [(read.forced_example(self.program, self.turns, e), e) for e in examples]
+        ends = [([read.is_learnt(e, p) for p in f.places if p.marker == "end"], e) for f, e in forced if f]
         ends.sort(key=lambda pair: (not any(pair[0]), not pair[0]))
-        return [row for _, row in ends][: self.num_rows]
+        return [example for _, example in ends][: self.num_rows]
 
-    def _worth_asking(self, rows: Sequence[Row]) -> list[Prompt]:
-        prompts = dict.fromkeys(prompt_of(self.program, self.turns, row) for row in rows)
+    def _worth_asking(self, examples: Sequence[Example]) -> list[Prompt]:
+        prompts = dict.fromkeys(prompt_of(self.program, self.turns, example) for example in examples)
         return [p for p in prompts if p and len(p) <= self.max_prompt_tokens][: self.num_prompts]
 
     @property
     def watched(self) -> Watched:
-        """Prompts and rows that `check` uses; ranks that read a sharded model together need the same."""
-        return self._prompts[: self.num_prompts], self._rows[: self.num_rows]
+        """Return (prompts, examples): those that `check` uses.
+
+        Ranks that read a sharded model together need the same ones; therefore they can be set.
+        """
+        return self._prompts[: self.num_prompts], self._examples[: self.num_rows]
 
     @watched.setter
     def watched(self, watched: Watched) -> None:
-        self._prompts, self._rows = watched
+        self._prompts, self._examples = watched
 
     def check(self, step: int, *, sample: bool = True) -> TagReading:
         """Read the model and leave it as it was. Sampling takes up to `max_new_tokens` steps of one batch."""
         begin = time.perf_counter()
-        prompts, rows = self.watched
-        forced = [f for f in (read.forced_of(self.program, self.turns, row) for row in rows) if f]
+        prompts, examples = self.watched
+        forced = self._forced(examples)
         if not any(place.marker == "start" for f in forced for place in f.places):
-            opening = (opening_row(self.program, prompt) for prompt in prompts)
-            forced += [f for f in (read.forced_of(self.program, self.turns, row) for row in opening if row) if f]
-        asked = prompts if sample else []
+            openings = (opening_example(self.program, prompt) for prompt in prompts)
+            forced += self._forced(opening for opening in openings if opening)
+        questions = prompts if sample else []
         with read.undisturbed(self.model):
             markers, answer_loss = read.read_forced(self.model, forced)
-            outputs = self._outputs(asked)
-        samples = tuple(classify(self.program, p, o) for p, o in zip(asked, outputs, strict=True))
+            outputs = self._outputs(questions)
+        samples = tuple(classify(self.program, p, o) for p, o in zip(questions, outputs, strict=True))
         reading = TagReading(step, markers, answer_loss, samples, time.perf_counter() - begin)
         readings, embeddings = [*self.readings, reading], self._trains_embeddings()
         found = [*reading_findings(self.program, self.turns, self.labels, readings, self.patience, embeddings)]
-        reading = replace(reading, findings=self._tell([*found, *self._stops(reading)]))
+        reading = replace(reading, findings=self._report([*found, *self._stops(reading)]))
         self.readings.append(reading)
         return reading
 
+    def _forced(self, examples: Iterable[Example]) -> list[read.ForcedExample]:
+        return [f for f in (read.forced_example(self.program, self.turns, e) for e in examples) if f]
+
     def _stops(self, reading: TagReading) -> Iterator[Finding]:
-        """Count the samplings at which `stop_on` is met, and set `should_stop` when there are enough in a row."""
+        """Count the samplings in a row at which `stop_on` is met, and set `should_stop` once they are enough."""
         if not reading.samples:
             return
-        met = [name for name in CLASSES if reading.share(name) >= self.stop_on.get(name, 2.0)]
-        self._met = self._met + 1 if met else 0
-        if self._met >= self.patience:
+        classes = [name for name in CLASSES if reading.share(name) >= self.stop_on.get(name, 2.0)]
+        self._streak = self._streak + 1 if classes else 0
+        if self._streak >= self.patience:
             self.should_stop = True
             times = f"{self.patience} samplings in a row" if self.patience > 1 else "a sampling"
-            yield Finding("stop", f"stop_on is met at {times}: {reading.share(met[0]):.0%} of the last are {met[0]}")
+            yield Finding("stop", f"stop_on is met at {times}: {reading.share(classes[0]):.0%} of the last are {classes[0]}")
 
     def _outputs(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         if not prompts:
@@ -149,11 +156,11 @@ class TagMonitor:
         embeddings = self.model.get_input_embeddings() if hasattr(self.model, "get_input_embeddings") else None
         return embeddings is None or any(p.requires_grad for p in embeddings.parameters())
 
-    def _tell(self, findings: Iterable[Finding]) -> tuple[Finding, ...]:
-        """Log what was not told before, and return it."""
-        new = tuple(finding for finding in findings if finding.name not in self._told)
+    def _report(self, findings: Iterable[Finding]) -> tuple[Finding, ...]:
+        """Log the findings that were not reported before, and return these."""
+        new = tuple(finding for finding in findings if finding.name not in self._reported)
         for finding in new:
-            self._told.add(finding.name)
+            self._reported.add(finding.name)
             if not self.quiet:
                 _LOG.warning("%s: %s", finding.name, finding.text)
         return new

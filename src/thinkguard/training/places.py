@@ -1,7 +1,7 @@
-"""Where markers stand in token ids: the assistant's stretches of a row, and the markers in them however they are split.
+"""Where markers stand in token ids: the assistant's stretches of an example, and the markers in them however they are split.
 
-A training row is judged as the model meets it, by the compiled automaton; `encode("</think>")` would miss every marker
-that shares a token with its neighbours.
+A training example is judged as the model meets it, by the compiled automaton; `encode("</think>")` would miss every
+marker that shares a token with its neighbours.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from thinkguard.core.names import Kind, Phase, TokenInfo
-from thinkguard.core.program import ThinkProgram, as_token_ids
+from thinkguard.core.program import ThinkProgram
 from thinkguard.formats.renders import ANSWER, REASONING
 from thinkguard.vocabulary import Vocabulary
 
@@ -22,8 +22,8 @@ MARKERS: Final[tuple[Marker, ...]] = ("start", "end", "turn_end")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One training row; padding is left out."""
+class Example:
+    """One row of training data, without its padding."""
 
     ids: tuple[int, ...]
     labels: tuple[int, ...]  # of `ids`, IGNORED where nothing is learnt
@@ -31,7 +31,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A marker in a row: its first token, and the one behind its last."""
+    """A marker in an example: its first token, and the one behind its last."""
 
     marker: Marker
     begin: int
@@ -80,8 +80,8 @@ def turns_of(program: ThinkProgram, tokenizer: Any, kwargs: Mapping[str, Any]) -
     same = 0
     while same < min(len(first), len(other)) and first[-1 - same] == other[-1 - same]:
         same += 1
-    begin, raw = program.turn(as_token_ids("prompt", first))
-    row = program.start(first)
+    begin, raw = program.turn(first)
+    state = program.start(first)
     header = [] if raw else first[len(first) - same : begin]
     behind_user = {*eos, *(vocabulary.added.get(end, -1) for end in program.format.ends)}
     while header and (header[0] in behind_user or not vocabulary.token_bytes(header[0]).strip()):
@@ -95,14 +95,14 @@ def turns_of(program: ThinkProgram, tokenizer: Any, kwargs: Mapping[str, Any]) -
         header=tuple(header),
         tail=tuple(first[begin:]) if header else (),
         turn_end=next((token_id for token_id in behind if token_id in eos), None),
-        opens=row.phase == Phase.THINKING,
-        closes=row.closed_by != 0,
+        opens=state.phase == Phase.THINKING,
+        closes=state.closed_by != 0,
         keeps=REASONING in full if full else None,
     )
 
 
 def _training_text(program: ThinkProgram, tokenizer: Any, kwargs: Mapping[str, Any]) -> str:
-    """A final turn with its reasoning inline or, if the template refuses that, in a field; "" if it refuses both."""
+    """Render a final turn with its reasoning inline or, if the template refuses that, in a field; "" if it refuses both."""
     block = program.format.open_text + REASONING + program.format.close_text
     fields = {"reasoning_content": REASONING, "reasoning": REASONING, "thinking": REASONING}
     for turn in ({"content": block + ANSWER}, {"content": ANSWER, **fields}):
@@ -113,32 +113,32 @@ def _training_text(program: ThinkProgram, tokenizer: Any, kwargs: Mapping[str, A
     return ""
 
 
-def stretches(program: ThinkProgram, turns: Turns, row: Row) -> list[tuple[int, int]]:
-    """The assistant's turns of a row: (first token behind the header, one behind its turn end).
+def stretches(program: ThinkProgram, turns: Turns, example: Example) -> list[tuple[int, int]]:
+    """Return the assistant's turns of an example, each as (first token behind the header, the one behind its turn end).
 
-    Without a known header, every stretch between two boundaries in which something is learnt.
+    Without a known header, a turn is every stretch between two boundaries in which something is learnt.
     """
-    info = program.tables.arrays["info"]
-    limits = [i for i, token_id in enumerate(row.ids) if token_id < len(info) and info[token_id] & TokenInfo.BOUNDARY]
+    info, ids = program.tables.arrays["info"], example.ids
+    limits = [i for i, token_id in enumerate(ids) if token_id < len(info) and info[token_id] & TokenInfo.BOUNDARY]
     found: list[tuple[int, int]] = []
     size = len(turns.header)
     if size:
-        begins = [i + size for i in range(len(row.ids) - size + 1) if row.ids[i : i + size] == turns.header]
+        begins = [i + size for i in range(len(ids) - size + 1) if ids[i : i + size] == turns.header]
     else:
         begins = [0, *(i + 1 for i in limits)]
     for begin in begins:
-        end = next((i for i in limits if i >= begin), len(row.ids))
-        eos = next((i + 1 for i in range(begin, len(row.ids)) if row.ids[i] in program.eos_token_ids), len(row.ids))
+        end = next((i for i in limits if i >= begin), len(ids))
+        eos = next((i + 1 for i in range(begin, len(ids)) if ids[i] in program.eos_token_ids), len(ids))
         end = eos if eos <= end + 1 else end
-        if size or any(label != IGNORED for label in row.labels[begin:end]):
+        if size or any(label != IGNORED for label in example.labels[begin:end]):
             found.append((begin, end))
     return found
 
 
 def places(program: ThinkProgram, ids: Sequence[int], begin: int, end: int) -> list[Place]:
-    """The markers of one stretch in order; a token that holds one as well as other text belongs to it whole.
+    """Return the markers of one stretch in order. A token that holds a marker and other text counts as the marker's.
 
-    Of a channel format, whose end marker ends messages of all kinds, only an end behind a start is one.
+    In a channel format the end marker also ends messages of other kinds, so it only counts behind a start.
     """
     events, vocabulary = program.tables.arrays["events"], program.vocabulary
     lengths = [len(vocabulary.token_bytes(t)) if t < vocabulary.num_tokens else 0 for t in ids[begin:end]]

@@ -32,8 +32,8 @@ class Sample:
 
 
 @dataclass(slots=True)
-class _Seen:
-    """Markers met on the way through one output, the prompt's part of the turn included."""
+class _Tally:
+    """The markers in one output, counted with those in the prompt's part of the turn."""
 
     starts: int
     late: bool = False  # a first start behind visible text
@@ -55,23 +55,23 @@ def classify(program: ThinkProgram, prompt_ids: Sequence[int], output_ids: Seque
 def _class(program: ThinkProgram, prompt_ids: Sequence[int], output: Sequence[int]) -> tuple[SampleClass, str, bool]:
     state = program.start(prompt_ids, _FREE)
     by_prompt = state.closed_by != ClosedBy.NONE and state.phase == Phase.ANSWERING
-    seen = _walk(program, state.copy(), output)
+    tally = _walk(program, state.copy(), output)
     trace = explain(state, output, program.vocabulary, program.format)
     format = program.format
-    if seen.starts > 1:
+    if tally.starts > 1:
         return "doubled", f"a second {format.starts[0]!r}", False
-    if seen.late or seen.stray:
-        return "leaked", f"{(format.starts if seen.late else format.ends)[0]!r} in the answer", False
-    if seen.orphan and not by_prompt:
+    if tally.late or tally.stray:
+        return "leaked", f"{(format.starts if tally.late else format.ends)[0]!r} in the answer", False
+    if tally.orphan and not by_prompt:
         return "missing", f"{format.ends[0]!r} without a start", False
     foreign = _foreign(program, trace.answer)
     if foreign:
         return "leaked", f"{foreign} in the answer", False
     if by_prompt:
         return "missing", "the prompt closes the thinking", False
-    if not seen.starts:
+    if not tally.starts:
         return "missing", "no block", False
-    if seen.early_eos:
+    if tally.early_eos:
         return "truncated", "the model stopped inside the thinking", False
     if trace.phase in ("thinking", "closing"):
         return "truncated", "still thinking at the token limit", True
@@ -82,8 +82,8 @@ def _class(program: ThinkProgram, prompt_ids: Sequence[int], output: Sequence[in
     return "valid", "", False
 
 
-def _walk(program: ThinkProgram, state: ThinkState, output: Sequence[int]) -> _Seen:
-    seen = _Seen(starts=state.as_dict()["blocks"])
+def _walk(program: ThinkProgram, state: ThinkState, output: Sequence[int]) -> _Tally:
+    tally = _Tally(starts=state.as_dict()["blocks"])
     for token_id in output:
         before = state.as_dict()
         phase = Phase(before["phase"])
@@ -91,14 +91,14 @@ def _walk(program: ThinkProgram, state: ThinkState, output: Sequence[int]) -> _S
         kind = int(program.tables.arrays["events"]["last"][number])
         state.advance(token_id)
         if kind & Kind.START:
-            seen.late |= phase == Phase.ANSWERING and not seen.starts
-            seen.starts += 1
+            tally.late |= phase == Phase.ANSWERING and not tally.starts
+            tally.starts += 1
         elif kind & Kind.END:
-            seen.orphan |= not seen.starts
-            seen.stray |= seen.starts > 0 and bool(state.flags & StateFlag.VIOLATION)
+            tally.orphan |= not tally.starts
+            tally.stray |= tally.starts > 0 and bool(state.flags & StateFlag.VIOLATION)
         elif token_id in program.eos_token_ids:
-            seen.early_eos |= phase in (Phase.THINKING, Phase.CLOSING)
-    return seen
+            tally.early_eos |= phase in (Phase.THINKING, Phase.CLOSING)
+    return tally
 
 
 def _foreign(program: ThinkProgram, answer: str) -> str:
@@ -106,8 +106,8 @@ def _foreign(program: ThinkProgram, answer: str) -> str:
     for marker in found_in(answer, None):
         return repr(marker)
     plain = html.unescape(answer).casefold()
-    own = program.format.starts + program.format.ends
-    return next((f"a look-alike of {marker!r}" for marker in own if marker.casefold() in plain), "")
+    markers = program.format.starts + program.format.ends
+    return next((f"a look-alike of {marker!r}" for marker in markers if marker.casefold() in plain), "")
 
 
 def _thought_in_prompt(program: ThinkProgram, prompt_ids: Sequence[int]) -> bool:

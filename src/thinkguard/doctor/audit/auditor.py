@@ -1,4 +1,4 @@
-"""One worker of an audit: a task's records to judges to summaries."""
+"""One worker of an audit: it reads a task's records, has them judged, and sums up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from thinkguard.doctor.records.record import OUTPUT_IN, Hit, Record
 if TYPE_CHECKING:
     from thinkguard.vocabulary import Vocabulary
 
-_BATCH: Final = 256  # records whose tokens are counted at once, and after which progress is told
+_BATCH: Final = 256  # records whose tokens are counted together, and after which progress is reported
 
 
 class Auditor:
@@ -35,10 +35,10 @@ class Auditor:
             if raw.value is None:
                 summary.add_error(raw.file, raw.line, LOSSES[raw.lost], raw.error)
                 continue
-            read: list[Record | str] = [task.reader.read(raw.value)]
-            if isinstance(read[0], Record) and read[0].kind == "output":
-                read = task.reader.read_all(raw.value)
-            for record in read:
+            records: list[Record | str] = [task.reader.read(raw.value)]
+            if isinstance(records[0], Record) and records[0].kind == "output":
+                records = task.reader.read_all(raw.value)
+            for record in records:
                 if isinstance(record, str):
                     summary.add_error(raw.file, raw.line, UNRECOGNISED, record)
                 else:
@@ -51,7 +51,7 @@ class Auditor:
         yield summary
 
     def cut(self, record: Record, judged: tags.Judged) -> list[Hit]:
-        """Say what one record loses at the length limit."""
+        """Return the hit, if there is one, of what a record loses at the length limit."""
         if self._counter is None or self._plan.limit is None:
             return []
         hit = cut(measure([(record, judged)], self._counter)[0], self._plan.limit, self._plan.markers)
@@ -61,7 +61,7 @@ class Auditor:
         markers = self._plan.markers
         if record.kind == "training":
             return tags.look(record, markers)
-        if record.kind == "output":  # what it needs, numpy, takes longer to load than all else here
+        if record.kind == "output":  # this judge needs numpy, which takes longer to load than all else here
             from thinkguard.doctor.judges import outputs
 
             judged = tags.split(record, markers)

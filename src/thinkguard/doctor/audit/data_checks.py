@@ -17,7 +17,7 @@ from thinkguard.doctor.records.trainers import trainer_of
 if TYPE_CHECKING:
     from thinkguard.doctor.audit.plan import AuditOptions
 
-_MOST: Final = 0.5  # from this share of the records on, missing reasoning is no mix any more
+_MOST: Final = 0.5  # from this share of the records on, missing reasoning is a problem: the data are no mix any more
 _EXAMPLES: Final = 4
 _GRACE_FROM: Final = 512  # a smaller budget has no room for a line's end
 _BAR_STARTS: Final = (0, 3, 7, 11)
@@ -40,14 +40,14 @@ _BY_DESIGN: Final = {
 
 
 def lenient(check: str, kind: str, trainer: str | None) -> bool:
-    """Whether such a hit is only a hazard: it does no harm before it meets a template or a trainer that cannot take it."""
+    """Whether such a hit is only a hazard: it does harm only with a template or a trainer that cannot take it."""
     if check == "white-space":
         return trainer != "llamafactory"
     return kind in _BY_DESIGN.get(check, ())
 
 
 def data_checks(summary: Summary, options: AuditOptions) -> tuple[Check, ...]:
-    """Say what the counts mean: every check of the parts whose records were there."""
+    """Make every check of the parts that the audit met records of."""
     parts = {part for kind, part in _PART_OF.items() if summary.kinds[kind]} | {"data"}
     return tuple(_check(entry, summary, options) for entry in entries().values() if entry.part in parts)
 
@@ -69,29 +69,29 @@ def _check(entry: Entry, summary: Summary, options: AuditOptions) -> Check:
         places = [place for place in ("reasoning", "reasoning_content") if summary.facts[record.OUTPUT_IN + place]]
         if len(places) == 2:
             return Check(name, "note", "some outputs have it in `reasoning`, others in `reasoning_content`")
-    if name == "field-unread" and not hit and not options.template_known and (told := _template_decides(summary)):
-        return Check(name, "could not tell", told, fix=_RENDER)
+    if name == "field-unread" and not hit and not options.template_known and (fields := _template_decides(summary)):
+        return Check(name, "could not tell", fields, fix=_RENDER)
     if not hit:
         return Check(name, "ok", f"none of {num:,} records")
     kinds = sorted(((n, kind) for (check, kind), n in summary.hits.items() if check == name), key=lambda of: (-of[0], of[1]))
     trainer = summary.settings.get("trainer") or None
     base = num - summary.facts[SWITCHED_OFF] if name in ("no-reasoning", "empty-reasoning") else num
     status: Status = "note" if all(lenient(name, kind, trainer) for _, kind in kinds) else "problem"
-    told = f"{hit:,} of {base:,} records ({_rate(hit, base)})"
+    count = f"{hit:,} of {base:,} records ({_rate(hit, base)})"
     classes = kinds[0][1] if len(kinds) == 1 else ", ".join(f"{kind} {n:,}" for n, kind in kinds[:6])
-    found = f"{told}: {classes}"
+    found = f"{count}: {classes}"
     if name in ("no-reasoning", "empty-reasoning"):
         status = "problem" if hit >= _MOST * base and summary.settings.get("format") else "note"
         if status == "note" and name == "no-reasoning":
             found += "; a mix, if that is meant" if summary.settings.get("format") else "; and no markers of any family"
     if name == "cut-off":
         found += f"; limit {summary.settings.get('cutoff'):,} tokens, a template's own estimated at {TURN_TOKENS} per turn"
-    evidence = tuple(_spelled(*example) for _, kind in kinds for example in summary.examples[name, kind][:_EXAMPLES])
+    evidence = tuple(_example(*example) for _, kind in kinds for example in summary.examples[name, kind][:_EXAMPLES])
     return Check(name, status, found, fix=_fix(name, trainer), evidence=evidence[:_EXAMPLES])
 
 
 def _fix(name: str, trainer: str | None) -> str:
-    """Return a nearer remedy than the catalogue's, where the trainer's own name for it is known."""
+    """Return a remedy with the trainer's own option name; "" if the catalogue's has to do."""
     if name == "cut-off" and trainer is not None:
         leave = "`thinkguard audit FILES --tokenizer PATH --fix OUT.jsonl`"
         return f"raise {trainer_of(trainer).cutoff_name}, or leave these records out: {leave}"
@@ -99,7 +99,7 @@ def _fix(name: str, trainer: str | None) -> str:
 
 
 def _template_decides(summary: Summary) -> str:
-    """Say which reasoning the trainer leaves to the chat template to read; "" if there is none."""
+    """Say which reasoning the trainer hands to the chat template without reading it; "" if there is none."""
     name = summary.settings.get("trainer")
     if not name:
         return ""
@@ -112,9 +112,9 @@ def _file_check(summary: Summary) -> Check:
     kinds = {kind: num for (check, kind), num in summary.hits.items() if check == "file"}
     read = f"{_many(summary.records, 'record')} in {_many(len(summary.files), 'file')}"
     if kinds:
-        told = ", ".join(f"{num:,} {_BROKEN.get(kind, (kind, kind))[num != 1]}" for kind, num in sorted(kinds.items()))
-        evidence = [_spelled(*example) for kind in sorted(kinds) for example in summary.examples["file", kind]]
-        return Check("file", "problem", f"{told}, beside {read}", evidence=tuple(evidence[:_EXAMPLES]))
+        errors = ", ".join(f"{num:,} {_BROKEN.get(kind, (kind, kind))[num != 1]}" for kind, num in sorted(kinds.items()))
+        evidence = [_example(*example) for kind in sorted(kinds) for example in summary.examples["file", kind]]
+        return Check("file", "problem", f"{errors}, beside {read}", evidence=tuple(evidence[:_EXAMPLES]))
     if not summary.records:
         return Check("file", "problem", "no record in any of the files")
     return Check("file", "ok", read)
@@ -129,9 +129,9 @@ def _not_cut(summary: Summary) -> Check:
     return Check("cut-off", "ok", f"none of {summary.kinds['training']:,} records is longer than {limit:,} tokens")
 
 
-def _spelled(file: str, line: int, shown: str) -> str:
+def _example(file: str, line: int, excerpt: str) -> str:
     where = f"{file if len(file) <= 60 else '…' + file[-59:]}:{line}" if line else file
-    return f"{where}: {shown}"[:200]
+    return f"{where}: {excerpt}"[:200]
 
 
 def _many(num: int, what: str) -> str:
@@ -144,7 +144,7 @@ def _rate(num: int, base: int) -> str:
 
 
 def data_facts(summary: Summary, options: AuditOptions) -> tuple[tuple[str, str], ...]:
-    """Say what is neither good nor bad: what was read, how long it is, and a policy line that fits it."""
+    """Return what is neither good nor bad: what was read, how long it is, and a policy line that fits it."""
     facts = [("records", f"{summary.records:,} in {_many(len(summary.files), 'file')}")]
     if summary.shapes:
         facts.append(("shapes", _listed(summary.shapes)))
@@ -153,23 +153,23 @@ def data_facts(summary: Summary, options: AuditOptions) -> tuple[tuple[str, str]
     if num := summary.kinds["training"]:
         held = summary.facts[record.WITH_REASONING]
         places = {key: num for key, num in summary.facts.items() if key.startswith(record.IN_FIELD)}
-        told = _listed({key.removeprefix(record.IN_FIELD): num for key, num in places.items()})
-        facts.append(("reasoning", f"in {held:,} of {num:,} records ({_rate(held, num)})" + (f": {told}" if told else "")))
+        where = _listed({key.removeprefix(record.IN_FIELD): num for key, num in places.items()})
+        facts.append(("reasoning", f"in {held:,} of {num:,} records ({_rate(held, num)})" + (f": {where}" if where else "")))
         facts += [(name, f"{summary.facts[name]:,}") for name in (EMPTY, SWITCHED_OFF, LEADING_TEXT) if summary.facts[name]]
     if summary.forms:
         facts.append(("white space", _listed(summary.forms)))
     unit = summary.settings.get("unit", "characters")
     for name in ("reasoning", "answer"):
         if summary.lengths.get(name):
-            told = ", ".join(f"p{percent} {summary.percentile(name, percent):,}" for percent in _PERCENTS)
-            facts.append((f"{name} {unit}", told))
+            percentiles = ", ".join(f"p{percent} {summary.percentile(name, percent):,}" for percent in _PERCENTS)
+            facts.append((f"{name} {unit}", percentiles))
     if unit == "tokens" and (policy := suggested_policy(summary)):
         facts.append(("policy", json.dumps(policy)))
     return tuple(facts)
 
 
 def suggested_policy(summary: Summary) -> dict[str, int]:
-    """Return policy fields that fit the data: no budget cuts what 99 of 100 records do. Empty without reasoning."""
+    """Return policy fields that fit the data: it cuts no reasoning in 99 of 100 records. Empty without any."""
     most, answer = summary.percentile("reasoning", 99), summary.percentile("answer", 95)
     if most is None or answer is None:
         return {}

@@ -20,8 +20,8 @@ _MARKER_TOKENS: Final = 6  # a start and an end with their white space, each one
 _WORDS: Final = re.compile(r" ?\S+[\r\n]*|\s+?(?= \S)|\s+")
 _TRIED_TOKENS: Final = 20_000
 _TOLERANCE: Final = 500  # at most one token in so many may be counted wrong
-_MAX_WORDS: Final = 400_000  # kept at once, some 50 MB
-_LONG_WORD: Final = 48  # characters; longer ones hardly come again
+_MAX_WORDS: Final = 400_000  # remembered at once, some 50 MB
+_LONG_WORD: Final = 48  # characters; longer words hardly come again
 _PIECE: Final = 1 << 17  # longer texts are counted in pieces: a tokenizer's merges are not linear in one long word
 
 
@@ -35,20 +35,20 @@ class Limit:
 
 
 def limit_of(trainer: str | None, cutoff_len: int | None) -> Limit | None:
-    """Return the limit that is given, or else the trainer's own; None if there is neither."""
-    known = None if trainer is None else trainer_of(trainer)
-    tokens = cutoff_len if cutoff_len is not None or known is None else known.cutoff
+    """Return the limit of `cutoff_len` or else the trainer's own; None if there is neither."""
+    defaults = None if trainer is None else trainer_of(trainer)
+    tokens = cutoff_len if cutoff_len is not None or defaults is None else defaults.cutoff
     if tokens is None:
         return None
-    cuts = "both" if trainer == "llamafactory" else "end" if known is None else known.cuts
-    return Limit(tokens, "cutoff_len" if known is None else known.cutoff_name, cuts)
+    cuts = "both" if trainer == "llamafactory" else "end" if defaults is None else defaults.cuts
+    return Limit(tokens, "cutoff_len" if defaults is None else defaults.cutoff_name, cuts)
 
 
 class TokenCounter:
     """Counts tokens, a batch of texts at a time, in this one thread.
 
-    Nearly every tokenizer parts a text before a space that a word follows, so a word's count can be kept. Whether that
-    holds is tried on the first texts; where it does not, every text is encoded as a whole, which takes ten times as long.
+    Nearly every tokenizer splits a text before a space that a word follows, so the count of a word can be remembered.
+    Whether this one does is tried on the first texts; if not, every text is encoded whole, which takes ten times as long.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,7 +69,7 @@ class TokenCounter:
         self._by_words = True
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Return how many tokens each text is, without what the tokenizer adds at its ends."""
+        """Return the number of tokens of each text, without those that the tokenizer adds at its ends."""
         sound = [text if text.isascii() else text.encode("utf-8", "replace").decode() for text in texts]
         if not self._by_words:
             return self._whole(sound)
@@ -116,7 +116,7 @@ class TokenCounter:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Tokens of the last turn, and of all turns."""
+    """Tokens of the last turn, and of the turns before it."""
 
     reasoning: int
     answer: int
@@ -153,25 +153,25 @@ LEFT_OUT: Final = "the record is left out"
 
 
 def cut(lengths: Lengths, limit: Limit, markers: Markers) -> Hit | None:
-    """Say what a record loses at the limit; the template's own tokens are estimated."""
+    """Return what a record loses at the limit, None for nothing; the template's own tokens are estimated."""
     markup = _MARKER_TOKENS if lengths.reasoning else 0
     target = lengths.reasoning + markup + lengths.answer + 1
     prompt = sum(TURN_TOKENS + num for _, num in lengths.before) + TURN_TOKENS - 1
     total = prompt + target
     if total <= limit.tokens:
         return None
-    shown = f"{total} tokens: {prompt} of prompt, {lengths.reasoning} of reasoning, {lengths.answer} of answer"
+    counts = f"{total} tokens: {prompt} of prompt, {lengths.reasoning} of reasoning, {lengths.answer} of answer"
     if limit.cuts == "drop":
-        return Hit("cut-off", LEFT_OUT, shown)
+        return Hit("cut-off", LEFT_OUT, counts)
     kept = _kept(lengths, target, limit.tokens) if limit.cuts == "both" else limit.tokens - prompt
     if kept >= target:
         return None  # the prompt alone is shortened
     lost = LOSES_END if lengths.reasoning and kept < lengths.reasoning + markup else LOSES_ANSWER
-    return Hit("cut-off", lost, f"{shown}; {max(kept, 0)} of the last turn are kept")
+    return Hit("cut-off", lost, f"{counts}; {max(kept, 0)} of the last turn are kept")
 
 
 def _kept(lengths: Lengths, target: int, limit: int) -> int:
-    """Return what LLaMA-Factory keeps of the last target: pair by pair, prompt and target share what is left."""
+    """Return how many tokens LLaMA-Factory keeps of the last target. Pair by pair, prompt and target share what is left."""
     sources, targets, used = [0], [], 0
     for role, num in lengths.before:
         if role == "assistant":
@@ -179,17 +179,17 @@ def _kept(lengths: Lengths, target: int, limit: int) -> int:
             sources.append(0)
         else:
             sources[-1] += num + TURN_TOKENS
-    for source, wanted in zip(sources, [*targets, target], strict=True):
+    for source, length in zip(sources, [*targets, target], strict=True):
         room = limit - used
         if room <= 0:
             return 0
-        if wanted * 2 < room:
+        if length * 2 < room:
             most = room
         elif source * 2 < room:
             most = room - source
         else:
-            most = room * wanted // (source + wanted)
-        kept = min(most, wanted)
+            most = room * length // (source + length)
+        kept = min(most, length)
         used += kept + min(max(room - kept, 0), source)
     return kept
 

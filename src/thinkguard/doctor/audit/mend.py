@@ -1,7 +1,7 @@
 """`audit --fix`: records are made regular where that is safe; the others are set aside, each with its reason.
 
-Safe is what leaves every word of reasoning and answer where it is: the spelling of markers, the white space around them,
-a start that is missing before reasoning, and reasoning that stands in another place than the one the trainer reads.
+A change is safe if it leaves every word of reasoning and answer as it is. It may spell markers, set the white space around
+them, write a start that is missing before reasoning, and move reasoning to the place that the trainer reads.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class MendSummary:
     out: Path
     rejected: Path
     unchanged: int = 0
-    changed: Counter[str] = field(default_factory=Counter)  # records by what was done to them
+    changed: Counter[str] = field(default_factory=Counter)  # what was done -> records
     mended: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)  # records set aside
-    unread: int = 0  # files and parts of files of which nothing is known
+    reasons: Counter[str] = field(default_factory=Counter)  # why -> records set aside
+    unread: int = 0  # files and parts of files that could not be read
     shapes: tuple[str, ...] = ()  # of the files
-    entry: dict[str, Any] | None = None  # of dataset_info.json, by which `out` is read as its files were
+    entry: dict[str, Any] | None = None  # of dataset_info.json: makes a trainer read `out` as it read the files
 
     def as_text(self) -> str:
         """One line per file, and what was done."""
@@ -62,10 +62,10 @@ class MendSummary:
 
 
 def mend(paths: Sequence[Path], out: Path, options: AuditOptions, *, place: str | None = None) -> MendSummary:
-    """Write the records, made regular, to `out`, and those that cannot be to `OUT.rejected.jsonl`, in their order.
+    """Write regular records to `out` and the others to `OUT.rejected.jsonl`, each in their order; returns what was done.
 
-    place: where the reasoning shall stand; None leaves it wherever the trainer reads it, "inline" and a field's name
-    such as "reasoning_content" move it there. InputError as of `refuse`.
+    place: where the reasoning shall stand, "inline" or in a field such as "reasoning_content"; None leaves it in every
+    place that the trainer reads. InputError as of `refuse`.
     """
     refuse(paths, out, options.trainer)
     plan = plan_of(paths, replace(options, engine="local"))
@@ -73,31 +73,32 @@ def mend(paths: Sequence[Path], out: Path, options: AuditOptions, *, place: str 
     shapes = {task.reader.shape: None for task in plan.tasks if task.reader.shape != NOTHING}
     summary = MendSummary(out, rejected, shapes=tuple(shapes), entry=_entry(plan.tasks[0].file, out, options.trainer))
     mender = _Mender(plan, place)
-    written: list[Path] = []
+    files: list[Path] = []
     try:
-        with _created(out, written) as good, _created(rejected, written) as bad:
+        with _create(out, files) as good, _create(rejected, files) as bad:
             for raw, reader in _raws(plan):
                 if raw.lost == "nothing":
                     continue
-                done = mender.mend(raw, reader)
-                if isinstance(done, Repair):
-                    done = _write(good, done, summary) or done
-                if isinstance(done, str):
+                outcome = mender.mend(raw, reader)
+                if isinstance(outcome, Repair):
+                    outcome = _write(good, outcome, summary) or outcome
+                if isinstance(outcome, str):
                     if raw.lost == "record":
-                        summary.reasons[done] += 1
+                        summary.reasons[outcome] += 1
                     else:
                         summary.unread += 1
-                    told = {"reason": done, "file": raw.file, "line": raw.line, "error": raw.error, "record": raw.value}
-                    bad.write(_line(told, str) + "\n")
+                    source = {"file": raw.file, "line": raw.line}
+                    rejection = {"reason": outcome, **source, "error": raw.error, "record": raw.value}
+                    bad.write(_line(rejection, str) + "\n")
     except BaseException:
-        for path in written:
+        for path in files:
             path.unlink()
         raise
     return summary
 
 
 def refuse(paths: Sequence[Path], out: Path, trainer: str | None) -> None:
-    """Refuse what `mend` would: InputError if a file exists that it would write, or if no one entry could read `out`."""
+    """Raise InputError where `mend` would: a file that it writes exists, or no single entry could read `out`."""
     for path in (out, _rejected(out)):
         if path.exists():
             raise InputError(f"{path} exists, and nothing is overwritten: give another name, or remove it")
@@ -123,12 +124,12 @@ def _entry(file: Path, out: Path, trainer: str | None) -> dict[str, Any] | None:
     return None if found is None else {out.stem: entry_for(found[1], out.name)}
 
 
-def _created(path: Path, written: list[Path]) -> TextIO:
+def _create(path: Path, files: list[Path]) -> TextIO:
     try:
         file = open(path, "x", encoding="utf-8", newline="\n")  # noqa: SIM115  # the caller closes it
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}; give a place that can be") from None
-    written.append(path)
+    files.append(path)
     return file
 
 
@@ -139,16 +140,16 @@ def _raws(plan: Plan) -> Iterator[tuple[Raw, RecordReader]]:
                 yield raw, task.reader
 
 
-def _write(file: TextIO, done: Repair, summary: MendSummary) -> str:
-    """Write a record; returns why that cannot be."""
+def _write(file: TextIO, mended: Repair, summary: MendSummary) -> str:
+    """Write a record; returns why it cannot be written, "" if it was."""
     try:
-        line = _line(done.value, _plain)
+        line = _line(mended.value, _plain)
     except TypeError as error:
         return f"holds what JSON has no type for: {error}"
     file.write(line + "\n")
-    if done.changes:
+    if mended.changes:
         summary.mended += 1
-        summary.changed.update(set(done.changes))
+        summary.changed.update(set(mended.changes))
     else:
         summary.unchanged += 1
     return ""
@@ -185,16 +186,16 @@ class _Mender:
             return f"its shape is not known: {record}"
         if record.kind != "training":
             return "not a training record"
-        done = repair(raw.value, record, self._plan.markers, self._place, reader)
-        if isinstance(done, str):
-            return done
-        again = reader.read(done.value) if done.changes else record
-        if not isinstance(again, Record):
-            return f"cannot be read any more once it is mended: {again}"
-        return self._fault(again) or done
+        outcome = repair(raw.value, record, self._plan.markers, self._place, reader)
+        if isinstance(outcome, str):
+            return outcome
+        mended = reader.read(outcome.value) if outcome.changes else record
+        if not isinstance(mended, Record):
+            return f"cannot be read any more once it is mended: {mended}"
+        return self._fault(mended) or outcome
 
     def _fault(self, record: Record) -> str:
-        """Say what is still wrong, or cannot be mended."""
+        """Return what is wrong with a record after mending; "" for nothing."""
         judged = tags.look(record, self._plan.markers)
         hits = [*judged.hits, *self._auditor.cut(record, judged)]
         for hit in hits:

@@ -1,4 +1,4 @@
-"""One record made regular: what its texts become, and where in the record they stand."""
+"""Make one record regular: what its texts become, and where in the record they stand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ASSISTANT: Final = ("assistant", "gpt", "model", "bot", "chatgpt", "function_ca
 
 @dataclass(slots=True)
 class Repair:
-    """A record as it should be; the same object where nothing changed."""
+    """A record as it should be; `value` is the original object if nothing changed."""
 
     value: Mapping[str, Any]
     changes: list[str] = field(default_factory=list)  # what was done, in words
@@ -29,16 +29,16 @@ class _Change:
     """What becomes of one turn."""
 
     content: str
-    beside: str | None  # the reasoning beside it; "" empties it
+    beside: str | None  # the reasoning beside the content; "" if it leaves that place
     name: str = ""  # of a field that is new
-    done: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def repair(
     value: Mapping[str, Any], record: Record, markers: Markers, place: str | None, reader: RecordReader
 ) -> Repair | str:
     """Make a record regular; a str says why that would not be safe."""
-    changed: list[tuple[Turn, _Change]] = []
+    changes: list[tuple[Turn, _Change]] = []
     for index, turn in enumerate(record.turns):
         if turn.role != "assistant":
             continue
@@ -47,12 +47,12 @@ def repair(
         change = _change_of(turn, markers, opened, place)
         if isinstance(change, str):
             return change
-        if change.done:
-            changed.append((turn, change))
-    if not changed:
+        if change.notes:
+            changes.append((turn, change))
+    if not changes:
         return Repair(value)
     new = copy.deepcopy(dict(value))
-    found = [(turn, change, _sites(new, turn)) for turn, change in changed]
+    found = [(turn, change, _sites(new, turn)) for turn, change in changes]
     for turn, change, sites in found:
         if not sites:
             return "its text does not stand in the record as one string"
@@ -62,11 +62,11 @@ def repair(
                 keys = [key for key in keys if _is_read(new, holder, key, reader)]
             if reason := _put(holder, keys, turn, change):
                 return reason
-    return Repair(new, [what for _, change in changed for what in change.done])
+    return Repair(new, [what for _, change in changes for what in change.notes])
 
 
 def _change_of(turn: Turn, markers: Markers, opened: bool, place: str | None) -> _Change | str:
-    """Say what becomes of a turn, or why it has to be left."""
+    """Return what becomes of a turn; a str says why it has to be left as it is."""
     reading = read_turn(turn.content, markers, opened)
     change = _Change(turn.content, turn.reasoning)
     reopened = reading.broken == "orphan-end"
@@ -80,12 +80,12 @@ def _change_of(turn: Turn, markers: Markers, opened: bool, place: str | None) ->
         opening, closing = ("" if opened else markers.open_text), markers.close_text
         change.content = f"{opening}{(turn.reasoning or '').strip(BLANK)}{closing}{turn.content.lstrip(BLANK)}"
         change.beside = ""
-        change.done.append(f"reasoning moved from {turn.place} into the content")
+        change.notes.append(f"reasoning moved from {turn.place} into the content")
     elif place not in (None, "inline", turn.place) and reading.block is not None and not beside and inside:
         block = read_turn(change.content, markers, opened).block or reading.block
         change.beside, change.name = change.content[block[1] : block[2]].strip(BLANK), place or ""
         change.content = (change.content[: block[0]] + change.content[block[3] :]).lstrip(BLANK)
-        change.done = [*change.done, f"reasoning moved from the content into {place}"]
+        change.notes = [*change.notes, f"reasoning moved from the content into {place}"]
     return change
 
 
@@ -107,15 +107,15 @@ def _respell(content: str, reading: Reading, reopened: bool, markers: Markers, c
     else:
         change.content = f"{content[:start]}{markers.start if has_start else ''}{inside}{markers.end}{answer}"
     if reading.foreign:
-        change.done.append("markers spelled as the family spells them")
+        change.notes.append("markers spelled as the family spells them")
     if reopened:
-        change.done.append("a start written before reasoning that had none")
-    if not change.done:
-        change.done.append("white space around the markers")
+        change.notes.append("a start written before reasoning that had none")
+    if not change.notes:
+        change.notes.append("white space around the markers")
 
 
 def _sites(value: Any, turn: Turn) -> list[dict[str, Any]]:
-    """Return the objects of a record that hold a turn's text; those of an assistant alone, if some say so."""
+    """Return the objects of a record that hold a turn's text; only an assistant's, if some name that role."""
 
     def holds(node: Mapping[str, Any]) -> bool:
         texts = [text for text in node.values() if isinstance(text, str)]
@@ -124,8 +124,8 @@ def _sites(value: Any, turn: Turn) -> list[dict[str, Any]]:
         return (turn.content or turn.reasoning) in texts
 
     found = [node for node in _objects(value) if holds(node)]
-    own = [node for node in found if any(isinstance(role, str) and role in _ASSISTANT for role in node.values())]
-    return own or found
+    assistants = [node for node in found if any(isinstance(role, str) and role in _ASSISTANT for role in node.values())]
+    return assistants or found
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:
@@ -140,17 +140,17 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _is_read(value: Mapping[str, Any], holder: dict[str, Any], key: str, reader: RecordReader) -> bool:
-    """Whether the reader takes a turn's content from this key, by writing something else there."""
-    was, holder[key] = holder[key], _PROBE
+    """Whether the reader takes a turn's content from this key: it is tried with another text there."""
+    text, holder[key] = holder[key], _PROBE
     try:
         record = reader.read(value)
     finally:
-        holder[key] = was
+        holder[key] = text
     return isinstance(record, Record) and any(turn.content == _PROBE for turn in record.turns)
 
 
 def _put(holder: dict[str, Any], content_keys: list[str], turn: Turn, change: _Change) -> str:
-    """Write a turn's texts back into the object that holds them; returns why that cannot be."""
+    """Write a turn's texts back into the object that holds them; returns why that is impossible, or ""."""
     field_keys = [key for key, text in holder.items() if isinstance(text, str) and text == turn.reasoning and turn.reasoning]
     if len(field_keys) > 1:
         field_keys = [key for key in field_keys if key == turn.place.rpartition(" ")[2]]
@@ -158,10 +158,10 @@ def _put(holder: dict[str, Any], content_keys: list[str], turn: Turn, change: _C
     if moved and turn.reasoning and not field_keys:
         return f"reasoning of {turn.place} does not stand beside its answer"
     if not content_keys:
-        named = [key for key in ("content", "value", "text") if key in holder]
-        if not named:
+        names = [key for key in ("content", "value", "text") if key in holder]
+        if not names:
             return "the place of its content is not known"
-        content_keys = [*named[:1]]
+        content_keys = [*names[:1]]
     for key in content_keys:
         holder[key] = change.content
     if moved and change.name:

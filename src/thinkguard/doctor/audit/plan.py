@@ -1,4 +1,4 @@
-"""What an audit is asked for, and how its files are cut into tasks."""
+"""An audit's options, and how its files are cut into tasks."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from thinkguard.errors import InputError
 from thinkguard.formats import ThinkFormat
 from thinkguard.formats.marks import marks_in
 
-_SAMPLE: Final = 64  # records by which a file's shape, and the markers if none are given, are recognised
+_SAMPLE: Final = 64  # records that tell a file's shape and, if no format is given, the markers
 _SPLIT_BYTES: Final = 8 << 20  # a larger file is read by several processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditOptions:
-    """What an audit is asked for."""
+    """The options of an audit."""
 
     trainer: str | None = None  # None: everything counts as read
     format: ThinkFormat | None = None  # None: found in the data
@@ -58,7 +58,7 @@ class Plan:
     limit: Limit | None
     tokenizer: Path | None
     settings: dict[str, Any]
-    missing: tuple[tuple[Path, str], ...] = ()  # files that are not there, with what names them
+    missing: tuple[tuple[Path, str], ...] = ()  # files that are not there, each with what names it
 
 
 def plan_of(paths: Sequence[Path], options: AuditOptions) -> Plan:
@@ -67,16 +67,16 @@ def plan_of(paths: Sequence[Path], options: AuditOptions) -> Plan:
         trainer_of(options.trainer)
     files = files_of(paths)
     tasks: list[Task] = []
-    seen: list[Record] = []
+    sample: list[Record] = []
     for file in files:
         values = [raw.value for raw in islice(raw_records(file), _SAMPLE) if raw.value is not None]
         reader = reader_of(values, trainer=options.trainer, columns=columns_of(file, options.trainer))
-        if options.format is None and len(seen) < 4 * _SAMPLE:
-            seen += [record for record in map(reader.read, values) if isinstance(record, Record)]
+        if options.format is None and len(sample) < 4 * _SAMPLE:
+            sample += [record for record in map(reader.read, values) if isinstance(record, Record)]
         large = file.stat().st_size > _SPLIT_BYTES
         num = num_workers(options.num_processes) if large and len(files) < 64 else 1
         tasks += [Task(file, (index, num), reader) for index in range(num)]
-    format = options.format or guess(seen)
+    format = options.format or guess(sample)
     tokenizer = _tokenizer_file(options.tokenizer_path)
     limit = limit_of(options.trainer, options.cutoff_len)
     settings = {
@@ -115,7 +115,7 @@ def guess(records: Sequence[Record]) -> ThinkFormat | None:
 
 
 def num_workers(num_processes: int | None) -> int:
-    """Return how many processes are meant: one per core that this process may use."""
+    """Return how many processes to use: `num_processes`, or one per core that this process may use."""
     if num_processes is not None:
         if num_processes < 1:
             raise InputError(f"num_processes={num_processes} is less than 1: give how many processes may work, or None")

@@ -13,8 +13,8 @@ from thinkguard.doctor.audit.auditor import Auditor
 from thinkguard.doctor.audit.plan import Plan, Task, num_workers
 from thinkguard.doctor.audit.summary import LOSSES, Summary
 
-_SMALL_BYTES: Final = 64 << 20  # less than this is read about as fast as processes are started
-_COUNTING: Final = 8  # times as long, if tokens are counted
+_SMALL_BYTES: Final = 64 << 20  # smaller data are read in about the time that processes take to start
+_COUNTING: Final = 8  # reading takes so many times as long if tokens are counted
 _WAIT: Final = 0.5  # seconds between two looks at the progress
 _DIED: Final = "the process that read this part died, perhaps of too little memory; try `--processes 1`, or smaller files"
 
@@ -42,13 +42,13 @@ def _run_here(plan: Plan, bar: Bar) -> Summary:
 def _run_in_processes(plan: Plan, num: int, bar: Bar) -> Summary:
     summary = Summary(plan.settings)
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    done = context.Value("q", 0)
+    num_done = context.Value("q", 0)
     before = set(multiprocessing.active_children())
     left = list(plan.tasks)
     try:
-        left = _run_pool(left, _pool(context, num, plan, done), summary, bar, done)
-        while left:  # those that a dying process took with it: one process does them in order, and dies of the first left
-            left = _run_pool(left, _pool(context, 1, plan, done), summary, bar, done)
+        left = _run_pool(left, _pool(context, num, plan, num_done), summary, bar, num_done)
+        while left:  # lost with a process that died: one process does them in order, and dies of the first that is left
+            left = _run_pool(left, _pool(context, 1, plan, num_done), summary, bar, num_done)
             if left:
                 summary.add_error(str(left.pop(0).file), 0, LOSSES["part"], _DIED)
     except BaseException:
@@ -58,12 +58,12 @@ def _run_in_processes(plan: Plan, num: int, bar: Bar) -> Summary:
     return summary
 
 
-def _pool(context: Any, num: int, plan: Plan, done: Any) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(num, mp_context=context, initializer=_begin, initargs=(plan, done))
+def _pool(context: Any, num: int, plan: Plan, num_done: Any) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(num, mp_context=context, initializer=_begin, initargs=(plan, num_done))
 
 
-def _run_pool(tasks: Sequence[Task], pool: ProcessPoolExecutor, summary: Summary, bar: Bar, done: Any) -> list[Task]:
-    """Run tasks in a pool, and close it; returns those that were lost with a process, in order."""
+def _run_pool(tasks: Sequence[Task], pool: ProcessPoolExecutor, summary: Summary, bar: Bar, num_done: Any) -> list[Task]:
+    """Run tasks in a pool, and close it; returns the tasks that were lost with a process that died, in order."""
     futures: dict[Future[Summary], Task] = {}
     lost: list[Task] = []
     pending: set[Future[Summary]] = set()
@@ -81,21 +81,21 @@ def _run_pool(tasks: Sequence[Task], pool: ProcessPoolExecutor, summary: Summary
                     summary.merge(future.result())
                 except BrokenProcessPool:
                     lost.append(futures[future])
-            bar.show(done.value)
+            bar.show(num_done.value)
     finally:
         pool.shutdown(wait=not pending, cancel_futures=True)
     return [task for task in tasks if task in lost]
 
 
 _auditor: Auditor | None = None
-_done: Any = None
+_num_done: Any = None
 
 
-def _begin(plan: Plan, done: Any) -> None:
-    """Prepare a worker; it leaves Ctrl-C to its parent."""
+def _begin(plan: Plan, num_done: Any) -> None:
+    """Prepare a worker process. It ignores Ctrl-C, which is for its parent to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    global _auditor, _done
-    _auditor, _done = Auditor(plan), done
+    global _auditor, _num_done
+    _auditor, _num_done = Auditor(plan), num_done
 
 
 def _work(task: Task) -> Summary:
@@ -104,17 +104,17 @@ def _work(task: Task) -> Summary:
     summary = Summary()
     for part in _auditor.run(task):
         summary.merge(part)
-        with _done.get_lock():
-            _done.value += part.records
+        with _num_done.get_lock():
+            _num_done.value += part.records
     return summary
 
 
 class Bar:
-    """A count of records on stderr, or nothing."""
+    """A progress bar of records on stderr; without `progress` it shows nothing."""
 
-    def __init__(self, shown: bool) -> None:
+    def __init__(self, progress: bool) -> None:
         self._bar: Any = None
-        if shown:
+        if progress:
             try:
                 from tqdm import tqdm
             except ImportError as error:
@@ -122,6 +122,7 @@ class Bar:
             self._bar = tqdm(unit=" records", unit_scale=True)
 
     def show(self, num: int) -> None:
+        """Move the bar to `num` records, all that are done so far."""
         if self._bar is not None:
             self._bar.update(num - self._bar.n)
 

@@ -17,7 +17,7 @@ from thinkguard.errors import InputError
 _VERSION: Final = 1
 MAX_EXAMPLES: Final = 5
 UNREADABLE, UNRECOGNISED, MISSING = "cannot be read", "of no known shape", "file missing"
-LOSSES: Final[dict[Lost, str]] = {  # kinds of errors, by what they cost
+LOSSES: Final[dict[Lost, str]] = {  # what an error costs -> its kind in the summary
     "record": UNREADABLE,
     "part": "part of a file cannot be read",
     "file": "file cannot be read",
@@ -27,21 +27,21 @@ _COUNTERS: Final = ("files", "shapes", "kinds", "facts", "forms", "records_hit")
 
 
 class Example(NamedTuple):
-    """Where a class was seen, and what."""
+    """One record of a class: where it stands, and what was seen."""
 
     file: str
     line: int  # 0: the file as a whole
-    shown: str
+    excerpt: str
 
 
 class Summary:
     """Counts of an audit; mutable, picklable, a JSON object and back."""
 
     def __init__(self, settings: Mapping[str, Any] | None = None) -> None:
-        self.settings: dict[str, Any] = dict(settings or {})  # what has to be the same in summaries that are merged
+        self.settings: dict[str, Any] = dict(settings or {})  # these have to be the same in summaries that are merged
         self.records = 0  # those that could be read
         self.files: Counter[str] = Counter()  # records of each
-        self.inputs: dict[str, str] = {}  # what an audit has read to its end: digests, and their files' names
+        self.inputs: dict[str, str] = {}  # files that an audit has read to the end: digest -> name
         self.shapes: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()  # "training", "output", "tokenized"
         self.facts: Counter[str] = Counter()
@@ -54,7 +54,7 @@ class Summary:
     def add(
         self, file: str, *, kind: str, shape: str = "", facts: Iterable[str] = (), forms: Iterable[str] = (), num: int = 1
     ) -> None:
-        """Count records that are alike in all of this."""
+        """Count `num` records that are alike in all of these."""
         self.records += num
         self.files[file] += num
         self.shapes[shape] += num
@@ -65,13 +65,13 @@ class Summary:
             self.forms[form] += num
 
     def add_hits(self, file: str, line: int, hits: Iterable[Hit]) -> None:
-        """Count what was found in one record; what it holds twice counts once."""
-        first = {(hit.check, hit.kind): hit.shown for hit in reversed(list(hits))}
+        """Count what was found in one record; a hit of the same check and kind counts once."""
+        first = {(hit.check, hit.kind): hit.excerpt for hit in reversed(list(hits))}
         for check in {check for check, _ in first}:
             self.records_hit[check] += 1
-        for key, shown in first.items():
+        for key, excerpt in first.items():
             self.hits[key] += 1
-            self._keep(key, Example(file, line, shown))
+            self._keep(key, Example(file, line, excerpt))
 
     def add_error(self, file: str, line: int, kind: str, reason: str) -> None:
         """Count what could not be read."""
@@ -95,10 +95,10 @@ class Summary:
         """
         if self.settings and other.settings:
             for name in sorted({*self.settings, *other.settings}):
-                one, two = self.settings.get(name), other.settings.get(name)
-                if one != two and not (name == "format" and "" in (one, two)):  # a shard in which no markers were found
+                here, there = self.settings.get(name), other.settings.get(name)
+                if here != there and not (name == "format" and "" in (here, there)):  # a shard may hold no markers
                     raise InputError(
-                        f"summaries of different audits cannot be merged: {name} is {one!r} here and {two!r} there; "
+                        f"summaries of different audits cannot be merged: {name} is {here!r} here and {there!r} there; "
                         "audit all shards with the same options"
                     )
         if twice := sorted(self.inputs[digest] for digest in self.inputs.keys() & other.inputs.keys()):
@@ -122,15 +122,15 @@ class Summary:
             self.lengths.setdefault(name, Counter()).update(counts)
 
     def percentile(self, name: str, percent: float) -> int | None:
-        """Return the length that this share of the records does not exceed, at most 1/16 too high; None without any."""
+        """Return the length that `percent` of the records do not exceed, at most 1/16 too high; None without records."""
         counts = self.lengths.get(name)
         if not counts:
             return None
-        wanted = counts.total() * percent / 100
-        seen = 0
+        target = counts.total() * percent / 100
+        count = 0
         for index in sorted(counts):
-            seen += counts[index]
-            if seen >= wanted:
+            count += counts[index]
+            if count >= target:
                 break
         return edge_of(index + 1) - 1
 
@@ -143,26 +143,27 @@ class Summary:
         lengths = {name: sorted([bin, num] for bin, num in counts.items()) for name, counts in sorted(self.lengths.items())}
         counters = {name: dict(sorted(getattr(self, name).items())) for name in _COUNTERS}
         inputs = dict(sorted(self.inputs.items()))
-        told = {"version": _VERSION, "settings": self.settings, "records": self.records, "inputs": inputs}
-        return told | counters | {"hits": hits, "lengths": lengths}
+        values = {"version": _VERSION, "settings": self.settings, "records": self.records, "inputs": inputs}
+        return values | counters | {"hits": hits, "lengths": lengths}
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> Summary:
-        """Read what `as_dict` gave. InputError naming what is not as it should be."""
-        if told.get("version") != _VERSION:
-            found = told.get("version")
+    def from_dict(cls, values: Mapping[str, Any]) -> Summary:
+        """Read what `as_dict` returned. InputError names what is not as it should be."""
+        if values.get("version") != _VERSION:
+            found = values.get("version")
             raise InputError(f"summary of version {found!r}: this release reads version {_VERSION}; audit the shard again")
         try:
-            summary = cls(told["settings"])
-            summary.records = int(told["records"])
-            summary.inputs = {str(digest): str(name) for digest, name in told.get("inputs", {}).items()}
+            summary = cls(values["settings"])
+            summary.records = int(values["records"])
+            summary.inputs = {str(digest): str(name) for digest, name in values.get("inputs", {}).items()}
             for name in _COUNTERS:
-                getattr(summary, name).update({str(key): int(num) for key, num in told[name].items()})
-            for hit in told["hits"]:
+                getattr(summary, name).update({str(key): int(num) for key, num in values[name].items()})
+            for hit in values["hits"]:
                 key = str(hit["check"]), str(hit["kind"])
                 summary.hits[key] = int(hit["records"])
-                summary.examples[key] = [Example(str(file), int(line), str(shown)) for file, line, shown in hit["examples"]]
-            for name, counts in told["lengths"].items():
+                examples = [Example(str(file), int(line), str(excerpt)) for file, line, excerpt in hit["examples"]]
+                summary.examples[key] = examples
+            for name, counts in values["lengths"].items():
                 summary.lengths[str(name)] = Counter({int(index): int(num) for index, num in counts})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"not a summary of `thinkguard audit --json`: {type(error).__name__}: {error}") from None

@@ -1,6 +1,6 @@
 """Every check the doctor knows: what it looks at, why that matters, what mends it, and where it was seen.
 
-One JSON file per part, read once. A check that is not in it cannot be made, so the table in the docs is complete.
+One JSON file per part, read once. A check that is not in a catalogue raises an error, so the table in the docs is complete.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 PARTS: Final = ("tokenizer", "template", "data", "mask", "outputs", "serving")
-"""In the order in which a report shows them: from the vocabulary to the server."""
+"""The parts in the order of a report: from the vocabulary to the server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,11 +21,11 @@ class Entry:
 
     name: str
     part: str
-    modes: tuple[str, ...] = ()  # "F17"; none for what no failure mode needs, such as a file that cannot be read
+    modes: tuple[str, ...] = ()  # failure modes that it finds, "F17"; none for what is none, such as an unreadable file
     looks_at: str
-    wanted: str = ""  # what a problem misses, where it is always the same
+    wanted: str = ""  # the expected state, where it does not depend on the finding
     why: str = ""
-    fix: str = ""  # the usual one; a finding may say a nearer one
+    fix: str = ""  # the usual remedy; a finding may name a more exact one
     references: tuple[str, ...] = ()
 
 

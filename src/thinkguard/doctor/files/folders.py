@@ -27,8 +27,8 @@ def data_files(folder: Path) -> list[Path]:
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
         listed = _saved(Path(place) / "state.json") if "state.json" in names else None
-        wanted = [name for name in sorted(names) if name in listed] if listed else sorted(filter(_is_data, names))
-        found += [Path(place, name) for name in wanted]
+        chosen = [name for name in sorted(names) if name in listed] if listed else sorted(filter(_is_data, names))
+        found += [Path(place, name) for name in chosen]
     return found
 
 

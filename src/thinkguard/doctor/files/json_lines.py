@@ -1,4 +1,4 @@
-"""JSON Lines by byte ranges: a part of a file is the lines that begin in it, and no line is held that is too long."""
+"""JSON Lines by byte ranges: a part of a file has the lines that begin in it; lines that are too long are not held."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ CHUNK: Final = 1 << 20
 
 
 def lines_of(read: Callable[[int], bytes], max_bytes: int) -> Iterator[tuple[bytes, int]]:
-    """Split a stream into (line, its length); of a line longer than `max_bytes` only the beginning is kept."""
+    """Split a stream into (line, its length in bytes); of a line longer than `max_bytes` only the beginning is kept."""
     held: list[bytes] = []
     length = 0
 
@@ -36,7 +36,7 @@ def lines_of(read: Callable[[int], bytes], max_bytes: int) -> Iterator[tuple[byt
 
 
 def range_of(file: BinaryIO, size: int, shard: tuple[int, int]) -> tuple[Callable[[int], bytes], int]:
-    """Return a reader of the lines that begin in one of n equal parts of a file, and the number of the first of them."""
+    """Return (a reader of the lines that begin in one of n equal parts of a file, the number of the first of them)."""
     index, count = shard
     start, stop = size * index // count, size * (index + 1) // count
     number = 1

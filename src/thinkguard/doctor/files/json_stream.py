@@ -1,7 +1,8 @@
 """The records of a JSON array, or of objects that span lines, one by one without holding the document.
 
-Where a record ends is told by brackets and quotes alone, or guessed by what stood between the records before: what parses
-as an object from its beginning is that object. One that is broken costs itself alone, if what follows can be found again.
+A record's end is found by brackets and quotes alone. Faster, it is guessed: the text that stood between the records before
+is searched for, and what lies before it is the record if it parses. A broken record costs itself alone, if the next one can
+be found.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ _QUOTED: Final = re.compile(rb'"[^"\\\n]*(?:\\.[^"\\\n]*)*"|[{}\[\]]')
 _LIST_NEXT: Final = re.compile(rb"\s*:\s*\[\s*[{\]]")
 _FIRST_KEY: Final = re.compile(rb'\{\s*"[^"\\\n]{0,64}"')
 _LONGEST_GAP: Final = 64
-_GUESSES: Final = 8  # wrong ones, after which no more are made
+_GUESSES: Final = 8  # wrong guesses, after which every end is found by brackets
 _SCALAR: Final = re.compile(rb"[^\s,\]}]*")
 
 
 class Element(NamedTuple):
-    """The text of one record, or why it cannot be told from what follows."""
+    """The text of one record, or the error that kept it from being read."""
 
     data: bytes
     line: int  # of the file, where the record begins
     error: str = ""
     value: Any = None  # if it was parsed already
-    last: bool = False  # whether nothing after it is read, of what is broken
+    last: bool = False  # of an error: whether nothing after it is read
 
 
 def elements(read: Callable[[int], bytes], max_bytes: int) -> Iterator[Element]:
@@ -55,10 +56,10 @@ def elements(read: Callable[[int], bytes], max_bytes: int) -> Iterator[Element]:
             try:
                 yield _element(window, line)
             except BrokenError as error:
-                yield _broken(line, f"{error}: {window.shown()}")
+                yield _broken(line, f"{error}: {window.excerpt()}")
                 return
         else:
-            yield _broken(window.here(), f"neither an object nor a list: {window.shown()}")
+            yield _broken(window.here(), f"neither an object nor a list: {window.excerpt()}")
             return
 
 
@@ -69,8 +70,8 @@ def _array(window: Window) -> Generator[Element, None, bool]:
     while (byte := window.next_byte()) != b"]":
         line = window.here()
         if seam and byte == b"{":
-            if guessed := _guess(window, seam, line):
-                yield guessed
+            if element := _guess(window, seam, line):
+                yield element
                 continue
             wrong += window.text.find(seam, window.at) >= 0
         if not byte:
@@ -79,18 +80,18 @@ def _array(window: Window) -> Generator[Element, None, bool]:
         try:
             yield _element(window, line) if byte in (b"{", b"[") else _scalar(window, line)
         except BrokenError as error:
-            told = f"{error}: {window.shown()}"
+            message = f"{error}: {window.excerpt()}"
             if indent is None or not window.find_again(b"\n" + indent + b"{"):
-                yield _broken(line, told)
+                yield _broken(line, message)
                 return False
-            yield Element(b"", line, told)
+            yield Element(b"", line, message)
         seam = _seam(window) if wrong < _GUESSES else b""
     window.at += 1
     return True
 
 
 def _seam(window: Window) -> bytes:
-    """Return what stands between the record that ends here and the next one's first key, that included; b"" for nothing."""
+    """Return the text from the bracket that ends a record here through the next record's first key; b"" if none."""
     text, end = window.text, window.at
     start = text.find(b"{", end, end + _LONGEST_GAP)
     key = _FIRST_KEY.match(text, start) if start >= 0 and not text[end:start].strip(b", \t\r\n") else None
@@ -118,8 +119,8 @@ def _element(window: Window, line: int) -> Element:
     return Element(data, line)
 
 
-def _broken(line: int, told: str) -> Element:
-    return Element(b"", line, f"{told}; nothing after it is read: mend it, then look again", last=True)
+def _broken(line: int, message: str) -> Element:
+    return Element(b"", line, f"{message}; nothing after it is read: mend it, then look again", last=True)
 
 
 def _scalar(window: Window, line: int) -> Element:
@@ -134,7 +135,7 @@ def _scalar(window: Window, line: int) -> Element:
 
 
 def _enter_wrapper(window: Window) -> bool:
-    """Go into the array of a document such as {"version": 1, "data": [...]}; whether it is one."""
+    """Go into the array of a document such as {"version": 1, "data": [...]}; returns whether there is one."""
     if len(window.text) - window.at < _AHEAD:
         window.more_or_end()
     depth = 0

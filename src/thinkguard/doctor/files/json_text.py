@@ -17,13 +17,13 @@ class _StrictError(ValueError):
 
 
 def record_of(data: bytes, *, closely: bool = True) -> Mapping[str, Any] | str:
-    """Parse one record; a str says why it cannot be. A key that stands twice is found if it is looked at closely."""
+    """Parse one record; a str says why that fails. Only `closely` finds a key that stands twice in one object."""
     try:
         value = loads(data)
     except (ValueError, RecursionError) as error:
         return _why(data, error)
     if type(value) is not dict:
-        return f"a record has to be an object, this is {_TYPES.get(type(value), 'null')}: {_shown(data, 0)}"
+        return f"a record has to be an object, this is {_TYPES.get(type(value), 'null')}: {_excerpt(data, 0)}"
     if closely and data.count(b'"') != 2 * _num_strings(value) and (key := _doubled_key(data, value)):
         return f"the key {key!r} stands twice in one object: readers keep the last one, or refuse; keep one of them"
     return value
@@ -72,8 +72,8 @@ def _num_strings(value: Any) -> int:
 def _doubled_key(data: bytes, value: Any) -> str:
     """Name a key that one object holds twice; "" if none does.
 
-    Quotes that are not escaped come in pairs, one for each key and string, so more of them than were parsed tell of a
-    value that was overwritten; only then is the text read again, by a slower reader.
+    Each key and string has one pair of quotes that are not escaped. More pairs than parsed keys and strings mean that a
+    value was overwritten; only then is the text read again, by a slower reader.
     """
     bare = data.replace(b"\\\\", b"")
     if bare.count(b'"') - bare.count(b'\\"') <= 2 * _num_strings(value):
@@ -100,38 +100,38 @@ def _why(data: bytes, error: Exception) -> str:
     except UnicodeDecodeError as wrong:
         byte = f"0x{data[wrong.start]:02x}"
         return (
-            f"byte {byte} at column {wrong.start + 1} is no UTF-8: {_shown(data, wrong.start)}; if the file is Latin-1, "
+            f"byte {byte} at column {wrong.start + 1} is no UTF-8: {_excerpt(data, wrong.start)}; if the file is Latin-1, "
             "convert it with iconv -f CP1252 -t UTF-8"
         )
     if isinstance(error, RecursionError) or "recursion" in str(error).lower():
         return "nested deeper than 1,000 levels: a record has no need of that"
     if _SURROGATE.search(data) and "surrogate" in str(error).lower():
         place = _SURROGATE.search(data)
-        return f"half of a surrogate pair: {_shown(data, place.start() if place else 0)}; write the character, or U+FFFD"
+        return f"half of a surrogate pair: {_excerpt(data, place.start() if place else 0)}; write the character, or U+FFFD"
     try:
         json.loads(text, parse_constant=_refuse)
     except _StrictError as wrong_constant:
         return f"{wrong_constant}: write null"
     except json.JSONDecodeError as wrong_text:
-        return _told(text, wrong_text)
+        return _syntax_fault(text, wrong_text)
     except RecursionError:
         return "nested deeper than 1,000 levels: a record has no need of that"
     return f"no JSON: {error}"
 
 
-def _told(text: str, error: json.JSONDecodeError) -> str:
+def _syntax_fault(text: str, error: json.JSONDecodeError) -> str:
     data, start = text.encode(), len(text[: error.pos].encode())
     if text.lstrip().startswith(("{'", "[{'")):
-        return f"Python's own notation, not JSON: {_shown(data, start)}; write the file with json.dumps"
+        return f"Python's own notation, not JSON: {_excerpt(data, start)}; write the file with json.dumps"
     if not text[error.pos :].strip() or error.msg.startswith("Unterminated string"):
-        return f"ends before the record does: {_shown(data, len(data))}; it was cut off, or a text holds a raw line end"
+        return f"ends before the record does: {_excerpt(data, len(data))}; it was cut off, or a text holds a raw line end"
     if error.msg == "Extra data":
-        return f"more than one value: {_shown(data, start)}; each record needs a line of its own"
-    return f"no JSON at column {error.pos + 1} ({error.msg}): {_shown(data, start)}"
+        return f"more than one value: {_excerpt(data, start)}; each record needs a line of its own"
+    return f"no JSON at column {error.pos + 1} ({error.msg}): {_excerpt(data, start)}"
 
 
-def _shown(data: bytes, at: int) -> str:
-    """The surroundings of a byte, which stands behind ⟦."""
+def _excerpt(data: bytes, at: int) -> str:
+    """Return the text around a byte; the byte itself stands behind ⟦."""
     before = data[max(0, at - _SHOWN) : at].decode(errors="replace").lstrip("\ufffd")
     after = data[at : at + _SHOWN].decode(errors="replace").rstrip("\ufffd") or "end"
     return f"{before}⟦{after}⟧".replace("\n", " ")

@@ -40,7 +40,7 @@ class Window:
         return keep
 
     def more_or_end(self) -> bool:
-        """Read on, if there is more."""
+        """Read on; returns whether there was more."""
         try:
             self.more(max(self.at, 0))
         except BrokenError:
@@ -54,8 +54,8 @@ class Window:
             self._counted = self.at
         return self._line
 
-    def shown(self) -> str:
-        """What stands here."""
+    def excerpt(self) -> str:
+        """Return the next 60 bytes on one line, as evidence."""
         return self.text[max(self.at, 0) :][:60].decode(errors="replace").replace("\n", " ")
 
     def indent(self) -> bytes | None:
@@ -75,7 +75,10 @@ class Window:
                 return b""
 
     def string(self, at: int, keep: int, held: bool) -> tuple[int, int, bool]:
-        """Return (end, keep, held) of a string whose text begins at `at`: what is held from `keep` on moves."""
+        """Step over the string whose text begins at `at`; returns (its end, keep, held).
+
+        The text from `keep` on is held in memory if `held`; places move as the text before them is forgotten.
+        """
         while True:
             end = self.text.find(b'"', at)
             stop = end if end >= 0 else len(self.text)
@@ -98,7 +101,7 @@ class Window:
         return bool((len(piece) - len(piece.rstrip(b"\\"))) % 2)
 
     def value(self, depth: int = 0) -> bytes | None:
-        """Step over an object or a list, or, at depth 1, to the end of the object around; None if it is too long."""
+        """Step over an object or a list; returns its text, None if that is too long. At depth 1, leave the object around."""
         at = keep = self.at
         held = depth == 0
         opened = bytearray(b"{" * depth)
@@ -127,7 +130,7 @@ class Window:
                 return self.text[keep:at] if held and at - keep <= self.max_bytes else None
 
     def find_again(self, mark: bytes) -> bool:
-        """Go to the last byte of the next `mark`, which stands before each record; whether there is one."""
+        """Go to the last byte of the next `mark`, which stands before each record; returns whether there is one."""
         at = max(self.at, 0)
         while (found := self.text.find(mark, at)) < 0:
             at = max(0, len(self.text) - len(mark))

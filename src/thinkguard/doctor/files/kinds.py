@@ -12,7 +12,7 @@ from thinkguard.doctor.files.json_text import loads
 
 Layout = Literal["lines", "document"]
 Lost = Literal["record", "part", "file", "nothing"]
-"""What an error costs: one record, a part of a file, all of it, or nothing, as a byte order mark that is read over."""
+"""What an error costs: one record, a part of a file, the file, or nothing: a byte order mark is skipped."""
 _MAGIC: Final = {
     b"PAR1": "parquet",
     b"ARROW1": "arrow",
@@ -34,7 +34,7 @@ _OTHER: Final = {
 _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
 _LINES: Final = (".jsonl", ".ndjson")
 UNREADABLE: Final = (OSError, EOFError, zlib.error, LZMAError)
-"""What reading a stream may raise: of a disk, or of what decompresses."""
+"""What reading a stream may raise: errors of the disk, and of decompressing."""
 
 
 class Fault(NamedTuple):

@@ -1,4 +1,4 @@
-"""Files of records, whatever their format, as a stream of bounded memory in which nothing that is broken stops the rest."""
+"""Files of records of any format, as a stream of bounded memory; what is broken does not stop the rest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from thinkguard.doctor.files.tables import arrow_rows, parquet_rows
 from thinkguard.errors import InputError
 
 MAX_BYTES: Final = 64 << 20
-_ENDS: Final = 1 << 16  # bytes of a file's beginning, and of its end, by which it is known again
+_ENDS: Final = 1 << 16  # bytes of a file's beginning, and of its end, that go into its digest
 _BOM: Final = b"\xef\xbb\xbf"
 _WITHOUT_BOM: Final = "sed -i '1s/^\\xef\\xbb\\xbf//'"
 
@@ -50,17 +50,17 @@ def files_of(paths: Iterable[Path]) -> list[Path]:
 
 
 def digest_of(path: Path) -> str:
-    """Return what tells a file from others, wherever it lies: its name, size and ends; "" if there is nothing to tell."""
+    """Return a digest of a file's name, size, beginning and end, wherever it lies; "" if it is empty or unreadable."""
     try:
         with _regular(path) as file:
             size = os.fstat(file.fileno()).st_size
-            told = hashlib.blake2b(f"{path.name}\0{size}\0".encode(errors="surrogateescape"), digest_size=16)
-            told.update(file.read(_ENDS))
+            digest = hashlib.blake2b(f"{path.name}\0{size}\0".encode(errors="surrogateescape"), digest_size=16)
+            digest.update(file.read(_ENDS))
             file.seek(max(size - _ENDS, 0))
-            told.update(file.read(_ENDS))
+            digest.update(file.read(_ENDS))
     except OSError:
         return ""
-    return told.hexdigest() if size else ""
+    return digest.hexdigest() if size else ""
 
 
 def raw_records(path: Path, *, shard: tuple[int, int] = (0, 1), max_bytes: int = MAX_BYTES) -> Iterator[Raw]:
@@ -91,7 +91,7 @@ def raw_records(path: Path, *, shard: tuple[int, int] = (0, 1), max_bytes: int =
 
 
 def _regular(path: Path) -> BinaryIO:
-    """Open a file, and nothing that is none: a pipe would wait for ever, a device never end."""
+    """Open a regular file; OSError for anything else: a pipe would wait for ever, a device never end."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -163,7 +163,7 @@ def _elements(name: str, read: Callable[[int], bytes], max_bytes: int, shard: tu
 
 
 def _closely(number: int) -> bool:
-    """Whether to look for keys that stand twice: they are a program's doing, and looking costs more than parsing."""
+    """Whether to look for keys that stand twice: a sample will do, for a program doubles all, and looking is slow."""
     return number <= 1024 or number % 16 == 0
 
 

@@ -74,7 +74,7 @@ def _rows(
 
 
 def _records(pa: Any, batch: Any, row: int) -> Iterator[tuple[int, Mapping[str, Any] | Fault]]:
-    """Yield a batch's rows; if one of them cannot be had, row by row."""
+    """Yield a batch's rows; a batch that cannot be read is halved until the broken rows are alone."""
     try:
         batch.validate(full=True)
         values = batch.to_pylist()

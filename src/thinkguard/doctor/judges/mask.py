@@ -37,17 +37,17 @@ class Row:
     ends: npt.NDArray[np.int64]  # [num_tokens], where each token ends in the text
 
     def tokens(self, begin: int, end: int) -> slice:
-        """The tokens that spell text[begin:end]."""
+        """Return the tokens that spell text[begin:end]."""
         first = int(np.searchsorted(self.ends, begin, "right"))
         return slice(first, int(np.searchsorted(self.ends, end, "left")) + 1 if end > begin else first)
 
     def learned(self, begin: int, end: int) -> float:
-        """The share of the tokens of text[begin:end] that are in the loss, 1 for none."""
+        """Return the share of the tokens of text[begin:end] that are in the loss; 1 if there are no tokens."""
         part = self.loss[self.tokens(begin, end)]
         return float(part.mean()) if part.size else 1.0
 
     def show(self, begin: int, end: int) -> str:
-        """A spot as evidence, with a little of what is around it."""
+        """Return evidence: text[begin:end] between ⟦ and ⟧, with a little of the text around it."""
         end = min(end, begin + _SHOWN)
         parts = (self.text[max(0, begin - _SHOWN) : begin], self.text[begin:end], self.text[end : end + _SHOWN])
         before, spot, after = (part.decode("utf-8", "replace").replace("\n", "\\n") for part in parts)
@@ -55,7 +55,7 @@ class Row:
 
 
 def judge(record: Record, markers: Markers, vocabulary: Vocabulary | None) -> list[Hit]:
-    """Say what is wrong with the loss of one row; nothing without a vocabulary, which says what its ids spell."""
+    """Say what is wrong with the loss of one row; nothing without a vocabulary, which spells the row's ids."""
     if vocabulary is None:
         return []
     row = row_of(record.raw, vocabulary)
@@ -111,20 +111,21 @@ def _pattern(format: ThinkFormat) -> re.Pattern[bytes]:
 
 
 def _turn_ends(row: Row, format: ThinkFormat, vocabulary: Vocabulary) -> npt.NDArray[np.int64]:
-    """Return where the text of each token begins that may end a turn: EOS, the format's, other control tokens."""
+    """Return where in the text the tokens begin that may end a turn: EOS, the format's own, other control tokens."""
     eos = {*vocabulary.eos_ids, *(vocabulary.added[text] for text in format.turn_ends if text in vocabulary.added)}
     ends = np.isin(row.ids, list(eos))
     if format.channel is None:
-        own = "".join((*format.starts, *format.ends, *format.answer_starts, *format.answer_ends, *format.implicit_ends))
+        markers = (*format.starts, *format.ends, *format.answer_starts, *format.answer_ends, *format.implicit_ends)
+        marker_text = "".join(markers)
         inner = DEFAULT_INNER | set(format.inner)
-        spared = [i for text, i in vocabulary.added.items() if text in own or text in inner]
+        spared = [i for text, i in vocabulary.added.items() if text in marker_text or text in inner]
         special = (vocabulary.flags[row.ids] & TokenFlag.SPECIAL) != 0
         ends |= special & ~np.isin(row.ids, spared)
     return row.ends[ends] - (vocabulary.offsets[row.ids[ends] + 1] - vocabulary.offsets[row.ids[ends]])
 
 
 def _after(places: npt.NDArray[np.int64], at: int) -> int:
-    """The first of the places that is not before `at`; 0 for none."""
+    """Return the first of the places at or behind `at`; 0 for none."""
     later = places[places >= at]
     return int(later[0]) if later.size else 0
 

@@ -24,7 +24,7 @@ _LEAST: Final = 40  # characters of reasoning that are no coincidence in an answ
 
 @dataclass(slots=True)
 class Fields:
-    """Where an output was found."""
+    """Where in a record an output was found."""
 
     parsed: bool = False  # a chat API's message, whose reasoning has a field of its own
     message: Mapping[str, Any] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Fields:
 
 
 def fields_of(record: Record, turn: Turn) -> Fields:
-    """Find the message, and whether it is a chat API's, in what was saved of an answer."""
+    """Find the message of a saved answer, and whether a chat API wrote it."""
     raw = record.raw
     for answer in _answers(raw):
         for name in ("choices", "outputs"):
@@ -53,7 +53,7 @@ def fields_of(record: Record, turn: Turn) -> Fields:
 
 
 def _choice(choices: Sequence[Any], turn: Turn) -> Mapping[str, Any]:
-    """Of several answers the one that a turn was read from."""
+    """Return the one of several answers that a turn was read from; the first, if that is not known."""
     for choice in choices:
         if isinstance(choice, Mapping):
             message = choice.get("message")
@@ -65,7 +65,7 @@ def _choice(choices: Sequence[Any], turn: Turn) -> Mapping[str, Any]:
 
 
 def _answers(raw: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield what may hold the answer: the record itself, or a batch's or a log's wrapping of it."""
+    """Yield what may hold the answer: the record itself, or what a batch or a log has wrapped in it."""
     yield raw
     for name in ("response", "body", "output", "result"):
         inner = raw.get(name)
@@ -75,7 +75,7 @@ def _answers(raw: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
                 yield inner["body"]
 
 
-def spelled(fields: Fields, vocabulary: Vocabulary | None) -> str:
+def text_of_tokens(fields: Fields, vocabulary: Vocabulary | None) -> str:
     """Spell the tokens that were saved beside the text, markers included; empty if there are none."""
     for holder in (fields.choice, fields.message, fields.answer):
         for name in _IDS:
@@ -91,23 +91,23 @@ def spelled(fields: Fields, vocabulary: Vocabulary | None) -> str:
 
 
 def field_hit(record: Record, turn: Turn, fields: Fields) -> Hit | None:
-    """Reasoning that the server counted and the log lacks, or that two fields tell differently."""
+    """Find reasoning that the server counted but the log lacks, or that two fields hold differently."""
     texts = {name: value for name in _API if isinstance(value := fields.message.get(name), str) and value.strip()}
     if len(texts) == 2 and len({text.strip() for text in texts.values()}) == 2:
-        shown = "; ".join(f"{name}: {show(text, 0, 30)}" for name, text in texts.items())
-        return Hit("output-field", "reasoning and reasoning_content differ", shown[:160])
+        excerpt = "; ".join(f"{name}: {show(text, 0, 30)}" for name, text in texts.items())
+        return Hit("output-field", "reasoning and reasoning_content differ", excerpt[:160])
     usage = fields.answer.get("usage") or record.raw.get("usage")
     details = usage.get("completion_tokens_details") if isinstance(usage, Mapping) else None
     num = details.get("reasoning_tokens") if isinstance(details, Mapping) else None
     if isinstance(num, int) and num > 0 and not turn.reasoning:
         names = ", ".join(map(str, fields.message)) or "none"
-        shown = f"reasoning_tokens: ⟦{num}⟧, fields of the message: {names}"
-        return Hit("output-field", "counted but not saved", shown[:160])
+        excerpt = f"reasoning_tokens: ⟦{num}⟧, fields of the message: {names}"
+        return Hit("output-field", "counted but not saved", excerpt[:160])
     return None
 
 
 def extracted_hit(record: Record, thinking: str, markers: Markers) -> list[Hit]:
-    """An answer that was extracted from the output and holds thinking, or holds nothing."""
+    """Find an answer that was extracted from the output and holds markers or reasoning."""
     start = " ".join(thinking[: 4 * _LEAST].split())[:_LEAST]
     for name, text in _extracted(record.raw):
         for event in exact_events(text, markers):

@@ -10,7 +10,7 @@ import re
 from typing import Final
 
 from thinkguard.doctor.check import LOST
-from thinkguard.doctor.judges.output_fields import Fields, extracted_hit, field_hit, fields_of, spelled
+from thinkguard.doctor.judges.output_fields import Fields, extracted_hit, field_hit, fields_of, text_of_tokens
 from thinkguard.doctor.judges.structure import Reading, exact_events, read_turn, show
 from thinkguard.doctor.judges.tags import Markers
 from thinkguard.doctor.records.record import Hit, Record, Turn
@@ -51,10 +51,10 @@ def judge(record: Record, markers: Markers, vocabulary: Vocabulary | None) -> li
 
 
 def _prompt(record: Record, markers: Markers) -> tuple[bool | None, bool]:
-    """(whether the prompt opens the block, None if that is not known; whether thinking is off)."""
+    """Return (whether the prompt opens the block, None if that is not known; whether thinking is off)."""
     tail = record.prompt[-400:].rstrip()
-    asked = (turn.content for turn in record.turns if turn.role != "assistant")
-    off = record.thinks is False or any(map(_NO_THINKING.search, asked))
+    questions = (turn.content for turn in record.turns if turn.role != "assistant")
+    off = record.thinks is False or any(map(_NO_THINKING.search, questions))
     if tail:
         opened = tail.endswith(markers.format.starts)
         return opened, off or tail.endswith(markers.format.ends)
@@ -70,7 +70,7 @@ def _raw(
     opens: bool | None,
     off: bool,
 ) -> tuple[list[Hit], str]:
-    """(hits, thinking) of a model's own text."""
+    """Return (hits, thinking) of a model's own text."""
     text = turn.content
     reading = read_turn(text, markers, opens is True or opens is None)
     if reading.block is None and not reading.broken:
@@ -104,7 +104,7 @@ def _raw(
 def _regular(
     text: str, block: tuple[int, int, int, int], record: Record, opens: bool, off: bool, reading: Reading
 ) -> list[Hit]:
-    """What is wrong with one block and what is around it."""
+    """Say what is wrong with a single block and the text around it."""
     begin, body, close, after = block
     if opens and not reading.opened and body > begin:
         return [Hit("output-structure", "a start, though the prompt opens the block", show(text, begin, body))]
@@ -124,18 +124,18 @@ def _calls(record: Record) -> bool:
 
 
 def _lost_end(text: str, markers: Markers) -> str:
-    """Show how a text ends that should have had an end marker."""
+    """Excerpt the end of a text; the end marker that it lacks stands between ⟦ and ⟧."""
     return show(text, len(text), len(text)).removesuffix("".join(LOST)) + f"{LOST[0]}{markers.end}{LOST[1]}"
 
 
 def _unclosed(text: str, body: int, record: Record, markers: Markers) -> Hit:
-    """Thinking without an end: by the limit, by a stop, or for a reason that was not saved."""
-    shown = _lost_end(text, markers)
+    """Return the hit for thinking without an end: cut off by the limit, stopped, or for a reason that was not saved."""
+    excerpt = _lost_end(text, markers)
     if record.finish == "length":
-        return Hit("output-cut", "inside the reasoning", shown)
+        return Hit("output-cut", "inside the reasoning", excerpt)
     if record.finish:
-        return Hit("output-stopped", f"finish_reason {record.finish}", shown)
-    return Hit("output-structure", "a start without an end" if body else "no end, and the prompt opens the block", shown)
+        return Hit("output-stopped", f"finish_reason {record.finish}", excerpt)
+    return Hit("output-structure", "a start without an end" if body else "no end, and the prompt opens the block", excerpt)
 
 
 def _telling(text: str) -> re.Match[str] | None:
@@ -144,7 +144,7 @@ def _telling(text: str) -> re.Match[str] | None:
 
 
 def _call_in(text: str, begin: int, end: int, implicit_ends: tuple[str, ...]) -> Hit | None:
-    """A tool call inside the reasoning; where the family's call ends the reasoning, that is its way."""
+    """Find a tool call inside the reasoning; one that ends the reasoning in this family is no fault."""
     match = _CALL.search(text, begin, end) if any(hint in text for hint in _HINTS) else None
     if match is None or any(match[0].startswith(opener) for opener in implicit_ends):
         return None
@@ -152,11 +152,11 @@ def _call_in(text: str, begin: int, end: int, implicit_ends: tuple[str, ...]) ->
 
 
 def _dropped(text: str, fields: Fields, markers: Markers, vocabulary: Vocabulary | None) -> Hit | None:
-    """Markers that the model wrote and the text lacks: by its token ids, else because they are special tokens."""
-    own = spelled(fields, vocabulary)
-    events = exact_events(own, markers) if own else []
+    """Find markers that the model wrote but the text lacks: in its token ids, or because they are special tokens."""
+    text_by_ids = text_of_tokens(fields, vocabulary)
+    events = exact_events(text_by_ids, markers) if text_by_ids else []
     if events:
-        return Hit("output-marker-dropped", "in the tokens, not in the text", show(own, events[0].start, events[0].end))
+        return Hit("output-marker-dropped", "in the tokens, not in the text", show(text_by_ids, *events[0][:2]))
     if vocabulary is None:
         return None
     for mark in markers.format.ends:
@@ -167,10 +167,10 @@ def _dropped(text: str, fields: Fields, markers: Markers, vocabulary: Vocabulary
 
 
 def _without_markers(text: str, fields: Fields, markers: Markers, vocabulary: Vocabulary | None) -> Hit | None:
-    """Reasoning in a text without any marker."""
-    own = spelled(fields, vocabulary)
-    for event in exact_events(own, markers) if own else ():
-        return Hit("output-marker-dropped", "in the tokens, not in the text", show(own, event.start, event.end))
+    """Find reasoning in a text without any marker."""
+    text_by_ids = text_of_tokens(fields, vocabulary)
+    for event in exact_events(text_by_ids, markers) if text_by_ids else ():
+        return Hit("output-marker-dropped", "in the tokens, not in the text", show(text_by_ids, event.start, event.end))
     match = _MUSING.match(text)
     if match and _DOUBTS.search(text, match.end()):
         return Hit("output-marker-dropped", "reads like reasoning", show(text, match.start(), match.end()))
@@ -180,7 +180,7 @@ def _without_markers(text: str, fields: Fields, markers: Markers, vocabulary: Vo
 def _parsed(
     record: Record, turn: Turn, fields: Fields, markers: Markers, vocabulary: Vocabulary | None, off: bool
 ) -> tuple[list[Hit], str]:
-    """(hits, thinking) of a message that a chat API answered."""
+    """Return (hits, thinking) of a message that a chat API answered."""
     content, reasoning = turn.content, (turn.reasoning or "").strip()
     if not reasoning and content:
         reading = read_turn(content, markers, True)

@@ -15,10 +15,10 @@ _BOUNDS: Final = ("seq_lengths", "cu_seqlens", "cu_seq_lens", "sequence_ids", "s
 
 
 def packed_hit(raw: Mapping[str, Any], ids: npt.NDArray[np.int64], vocabulary: Vocabulary) -> Hit | None:
-    """Find a row of several conversations through which attention runs as through one.
+    """Return a hit if a row holds several conversations and no column says where one ends, else None.
 
-    They are told by BOS tokens, or by a beginning that recurs with its system text. Packing that leaves neither is not
-    seen. Columns that say where one ends: positions that restart, a mask with a number for each, lengths.
+    Conversations are counted by BOS tokens, or by a beginning with a system text that recurs; packing that leaves neither
+    is not noticed. A column says where one ends by restarting positions, by a mask that numbers them, or by lengths.
     """
     num = _conversations(ids, vocabulary)
     if num < 2:
@@ -63,7 +63,7 @@ def _conversations(ids: npt.NDArray[np.int64], vocabulary: Vocabulary) -> int:
 
 
 def _head(ids: npt.NDArray[np.int64], vocabulary: Vocabulary) -> list[int]:
-    """The tokens that begin a system turn at the row's beginning: a control token and its role."""
+    """Return the tokens up to the role of a system turn that begins the row; empty if none does."""
     text, head = b"", []
     for token_id in ids[:8].tolist():
         text += vocabulary.token_bytes(token_id)

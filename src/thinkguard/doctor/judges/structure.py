@@ -1,7 +1,7 @@
-"""Where the markers of an assistant's turn are: one block and an answer, or what is wrong with that.
+"""Where the markers of an assistant's turn are: one block and an answer, or a fault in that structure.
 
-Most turns are regular, so one that begins with its start and holds one of each marker is done after three searches of a
-plain string; only the others meet a regular expression. All of it is linear in the length of the text.
+Most turns are regular: a turn that begins with its start and holds one of each marker takes three searches of a plain
+string. Only the others meet a regular expression. All of it is linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from thinkguard.doctor.check import LOST
 from thinkguard.doctor.judges.marker_forms import BLANK, Markers
 
-_MAX_EVENTS: Final = 256  # markers of one turn that are looked at; what is wrong is plain long before
+_MAX_EVENTS: Final = 256  # markers of one turn that are looked at; a fault shows long before
 _AROUND: Final = 50  # characters shown on each side of a spot
 _QUOTES: Final = "`'\"“”‘’«»「」"
 
@@ -38,7 +38,7 @@ class Event(NamedTuple):
 class Reading:
     """One assistant turn: its block, if it has one, and what is wrong with it."""
 
-    block: tuple[int, int, int, int] | None = None  # of the content: start marker, reasoning, end marker, answer behind it
+    block: tuple[int, int, int, int] | None = None  # where in the content begin: start marker, reasoning, end marker, answer
     broken: str = ""  # the check that the structure fails
     kind: str = ""
     spot: tuple[int, int] = (0, 0)
@@ -48,7 +48,7 @@ class Reading:
 
 
 def show(text: str, start: int, end: int) -> str:
-    """Show a spot of a text with a little of what is around it, on one line."""
+    """Excerpt a text on one line: a spot between ⟦ and ⟧, with a little of the text around it."""
     end = min(end, start + _AROUND)
     before, spot, after = text[max(0, start - _AROUND) : start], text[start:end], text[end : end + _AROUND]
     left, right = "…" * (start > _AROUND), "…" * (end + _AROUND < len(text))
@@ -81,7 +81,7 @@ def _read_slowly(content: str, markers: Markers, opened: bool) -> Reading:
     if not reading.block or reading.broken:
         loose = _unquoted(content, _all_events(content, markers))[0]
         foreign = [event for event in loose if event.group not in ("s", "e")]
-        if foreign and _meant(content, loose, foreign):
+        if foreign and _is_meant(content, loose, foreign):
             reading = _structure(content, loose, markers, opened)
             reading.foreign = foreign
     reading.quoted = quoted
@@ -102,18 +102,18 @@ def exact_events(content: str, markers: Markers) -> list[Event]:
 
 
 def _all_events(content: str, markers: Markers) -> list[Event]:
-    """Return the first markers of a text, those too that are written in another way or are another family's."""
+    """Return the first markers of a text, including those written in another way and those of other families."""
     found: list[Event] = []
     candidates = (match.start() for match in markers.hint.finditer(content))
-    done, opened = 0, False
+    last_end, opened = 0, False
     for at in merge(candidates, (event.start for event in exact_events(content, markers))):
-        match = markers.alike.match(content, at) if at >= done else None
+        match = markers.alike.match(content, at) if at >= last_end else None
         if match is None:
             continue
-        done, group = match.end(), match.lastgroup or ""
+        last_end, group = match.end(), match.lastgroup or ""
         if group == "fe" and not opened and _BACKSLASH.match(match[0]):
             group = "fs"
-        found.append(Event(at, done, group))
+        found.append(Event(at, last_end, group))
         opened = group[-1] == "s"
         if len(found) == _MAX_EVENTS:
             break
@@ -124,23 +124,23 @@ _BACKSLASH: Final = re.compile(r"\\{0,2}[^\\]{1,9}\\\s{0,3}[^\W_]")  # `<\think>
 
 
 def _unquoted(content: str, events: list[Event]) -> tuple[list[Event], list[Event]]:
-    """Part the markers into those that stand for themselves and those in quotation marks or code."""
+    """Part the markers into (those that count, those that are quoted: in quotation marks or code)."""
     plain: list[Event] = []
     quoted: list[Event] = []
-    fences, seen = 0, -1  # fences of code in the answer; inside the reasoning one may be left open
+    fences, cursor = 0, -1  # fences of code in the answer; inside the reasoning one may be left open
     for event in events:
-        if seen < 0 and plain and plain[-1].kind == "E":
-            seen = plain[-1].end
-        if seen >= 0:
-            fences += content.count("```", seen, event.start)
-            seen = event.start
+        if cursor < 0 and plain and plain[-1].kind == "E":
+            cursor = plain[-1].end
+        if cursor >= 0:
+            fences += content.count("```", cursor, event.start)
+            cursor = event.start
         before, after = content[max(0, event.start - 1) : event.start], content[event.end : event.end + 1]
         inside = before and after and before in _QUOTES and after in _QUOTES
         (quoted if inside or fences % 2 else plain).append(event)
     return plain, quoted
 
 
-def _meant(content: str, events: list[Event], foreign: list[Event]) -> bool:
+def _is_meant(content: str, events: list[Event], foreign: list[Event]) -> bool:
     """Whether misspelled markers stand where markers belong, and are not just mentioned."""
     if len(events) > len(foreign) or any(event.kind == "E" for event in foreign):
         return True
@@ -196,9 +196,10 @@ def _open(content: str, events: list[Event], markers: Markers) -> Reading:
 
 
 def form_of(content: str, block: tuple[int, int, int, int], markers: Markers) -> tuple[str, str, str]:
-    """Return the white space around a block's markers, up to five characters each; "$" where no answer follows.
+    """Return the white space behind a block's start, before its end and behind its end, up to five characters each.
 
-    Where the prompt opens the block there is none behind the start, and that is the canonical one.
+    If no answer follows, the last is "$". If the prompt wrote the start, the first is the canonical one, because this text
+    does not hold it.
     """
     _, body, close, after = block
     opening, before, behind = markers.form
@@ -218,7 +219,7 @@ def form_of(content: str, block: tuple[int, int, int, int], markers: Markers) ->
 
 
 def form_fits(form: tuple[str, str, str], markers: Markers) -> bool:
-    """Whether white space is the canonical one; LLaMA-Factory's pattern takes more of it as part of the texts."""
+    """Whether white space is canonical. LLaMA-Factory takes more than that for part of the texts, so more fits too."""
     if form is markers.form:
         return True
     opening, before, behind = markers.form
@@ -228,7 +229,7 @@ def form_fits(form: tuple[str, str, str], markers: Markers) -> bool:
 
 
 def form_name(form: tuple[str, str, str], markers: Markers) -> str:
-    """Spell white space around the markers on one line; what is unusual is only named, so that few names exist."""
+    """Spell the white space around markers on one line; all unusual runs read "(white space)", so that few names exist."""
     return _name(*form, markers.start, markers.end)
 
 

@@ -19,7 +19,7 @@ _SHOWN: Final = 60  # characters of a text that is shown as a whole
 
 @dataclass(slots=True)
 class Judged:
-    """What one record holds."""
+    """What one record holds, and what is wrong with it."""
 
     hits: list[Hit]
     facts: list[str]
@@ -37,13 +37,13 @@ def look(record: Record, markers: Markers) -> Judged:
     """Judge one record, and say what it holds."""
     judged = Judged([], [])
     turns = record.turns
-    own = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
-    if not own:
+    assistant_turns = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
+    if not assistant_turns:
         judged.hits.append(Hit("content-type", "no assistant turn", "roles: " + ", ".join(turn.role for turn in turns[:9])))
         return judged
     held, empty = False, False
-    paired = not isinstance(record.raw.get("chosen", 0), (int, float))  # a preference pair compares, it need not answer
-    for index in own:
+    paired = not isinstance(record.raw.get("chosen", 0), (int, float))  # a preference pair needs no answer
+    for index in assistant_turns:
         turn = turns[index]
         prompt = turns[index - 1].content if index else ""
         opened = markers.prompt_opens or prompt.rstrip().endswith(markers.start)
@@ -55,12 +55,12 @@ def look(record: Record, markers: Markers) -> Judged:
                 _judge_lead(turn, reading, markers, judged)
         held = held or inside
         empty = empty or (not inside and reading.block is not None)
-        if inside and index != own[-1]:
+        if inside and index != assistant_turns[-1]:
             judged.facts.append(facts.EARLIER_REASONING)
-        if index == own[-1]:
+        if index == assistant_turns[-1]:
             _split(turn, reading, judged)
     _judge_others(turns, markers, judged)
-    _judge_record(record, turns[own[-1]], held, empty, judged)
+    _judge_record(record, turns[assistant_turns[-1]], held, empty, judged)
     return judged
 
 
@@ -92,8 +92,8 @@ def _judge_turn(turn: Turn, reading: Reading, markers: Markers, judged: Judged) 
         judged.forms += (form_name(form, markers),)
         if not form_fits(form, markers):
             start, body, close, after = reading.block
-            shown = f"{content[start : body + 20]} … {content[max(body, close - 20) : after + 20]}"
-            hits.append(Hit("white-space", judged.forms[-1], plain(shown)))
+            excerpt = f"{content[start : body + 20]} … {content[max(body, close - 20) : after + 20]}"
+            hits.append(Hit("white-space", judged.forms[-1], plain(excerpt)))
     for event in reading.quoted[:1]:
         where = "in the reasoning" if reading.block and event.start < reading.block[2] else "in an answer"
         hits.append(Hit("literal-in-data", where, show(content, event.start, event.end)))
@@ -123,7 +123,7 @@ def _judge_turn(turn: Turn, reading: Reading, markers: Markers, judged: Judged) 
 
 
 def _judge_answer(turn: Turn, reading: Reading, judged: Judged) -> None:
-    """Say whether a turn that nothing continues ends without an answer; what is broken is another check's."""
+    """Add a hit if a turn that nothing continues has no answer; a broken turn is left to the check of its fault."""
     content = turn.content
     if turn.calls or reading.broken:
         return
@@ -132,20 +132,20 @@ def _judge_answer(turn: Turn, reading: Reading, judged: Judged) -> None:
             judged.hits.append(Hit("no-answer", "nothing behind the reasoning", show(content, *reading.block[2:])))
     elif not content.strip():
         if turn.reasoning and turn.reasoning.strip():
-            shown = f"{turn.place}: {show(turn.reasoning, 0, _SHOWN)}"
-            judged.hits.append(Hit("no-answer", "nothing behind the reasoning", shown))
+            excerpt = f"{turn.place}: {show(turn.reasoning, 0, _SHOWN)}"
+            judged.hits.append(Hit("no-answer", "nothing behind the reasoning", excerpt))
         elif turn.shape != "none":  # null is a type, and has its own check
             judged.hits.append(Hit("no-answer", "no text at all", "assistant: " + repr(content[:_SHOWN])))
 
 
 def _judge_lead(turn: Turn, reading: Reading, markers: Markers, judged: Judged) -> None:
-    """Say whether a turn speaks before it thinks; one that calls a tool may do so."""
+    """Add a hit if a turn speaks before it thinks; a turn that calls a tool may do so."""
     if turn.calls or reading.broken or reading.block is None or not reading.block[0]:
         return
     lead = turn.content[: reading.block[0]].lstrip()
-    if lead and lead.rstrip() not in markers.format.assistant_headers:  # as of a turn that was saved rendered
-        shown = show(turn.content, reading.block[0] - len(lead), reading.block[0])
-        judged.hits.append(Hit("leading-text", "text before the block", shown))
+    if lead and lead.rstrip() not in markers.format.assistant_headers:  # left of a turn that was saved as rendered
+        excerpt = show(turn.content, reading.block[0] - len(lead), reading.block[0])
+        judged.hits.append(Hit("leading-text", "text before the block", excerpt))
 
 
 def _span(reading: Reading) -> tuple[int, int]:
@@ -190,13 +190,13 @@ def _judge_record(record: Record, last: Turn, held: bool, empty: bool, judged: J
     if record.thinks is False:
         judged.facts.append(SWITCHED_OFF)
         if held:
-            shown = f"{record.switch}: {show(judged.reasoning or last.content, 0, _SHOWN)}"
-            judged.hits.append(Hit("mode-contradicts", "off, and there is reasoning", shown))
+            excerpt = f"{record.switch}: {show(judged.reasoning or last.content, 0, _SHOWN)}"
+            judged.hits.append(Hit("mode-contradicts", "off, and there is reasoning", excerpt))
     elif empty and not held:
         judged.facts.append(EMPTY)
         judged.hits.append(Hit("empty-reasoning", "a block with nothing in it", show(last.content, 0, _SHOWN)))
     elif record.thinks and not held:
-        shown = f"{record.switch}: {show(last.content, 0, _SHOWN)}"
-        judged.hits.append(Hit("mode-contradicts", "on, and there is none", shown))
+        excerpt = f"{record.switch}: {show(last.content, 0, _SHOWN)}"
+        judged.hits.append(Hit("mode-contradicts", "on, and there is none", excerpt))
     elif not held and (last.content.strip() or last.calls):  # nothing at all is another check's
         judged.hits.append(Hit("no-reasoning", "no reasoning anywhere", plain(last.content[:_SHOWN])))

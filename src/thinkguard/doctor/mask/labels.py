@@ -1,7 +1,7 @@
 """The labels that a trainer makes of a record: which tokens of which text are in the loss.
 
-Each scheme says what to render and how to read the labels from that; where a trainer cannot be followed exactly, the reason
-is the result.
+Each scheme says what to render, and how to read the labels from that. If a trainer cannot be followed exactly, the result
+is the reason.
 """
 
 from __future__ import annotations
@@ -42,36 +42,36 @@ class Labeller:
     scheme: Scheme
     kwargs: Mapping[str, Any]
 
-    def asked(self, record: Record) -> list[Job] | str:
-        """What has to be rendered for a record, or why it cannot be followed."""
+    def jobs_of(self, record: Record) -> list[Job] | str:
+        """Return what has to be rendered for a record; a str says why the trainer cannot be followed."""
         messages = messages_of(record)
         if isinstance(messages, str):
             return messages
-        own = record.raw.get("chat_template_kwargs")
-        kwargs = {**self.kwargs, **(own if isinstance(own, Mapping) else {})}
+        record_kwargs = record.raw.get("chat_template_kwargs")
+        kwargs = {**self.kwargs, **(record_kwargs if isinstance(record_kwargs, Mapping) else {})}
         if isinstance(record.raw.get("tools"), list) and record.raw["tools"]:
             kwargs["tools"] = record.raw["tools"]
         return [Job(part, prompt, kwargs) for part, prompt in self.jobs(messages)]
 
-    def labelled(self, record: Record, made: list[Rendered]) -> Labelled | str:
-        """Read the labels from what was rendered."""
-        failed = next((rendered.error for rendered in made if rendered.text is None), "")
+    def labelled(self, record: Record, renders: list[Rendered]) -> Labelled | str:
+        """Read the labels from what was rendered; a str says why that cannot be done."""
+        failed = next((rendered.error for rendered in renders if rendered.text is None), "")
         if failed:
             return f"the chat template fails: {failed}"
         messages = messages_of(record)
-        return messages if isinstance(messages, str) else self.scheme(self, messages, made)
+        return messages if isinstance(messages, str) else self.scheme(self, messages, renders)
 
     def encode(self, text: str) -> list[int]:
         """Encode a rendered text."""
         return list(self.checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"])  # type: ignore[misc]
 
     def within(self, text: str, spans: Sequence[tuple[int, int]]) -> Labelled:
-        """Encode a text whose loss is on spans of characters; a token that reaches into one is in it."""
-        made = self.checkpoint.tokenizer(  # type: ignore[misc]
+        """Encode a text whose loss is on spans of characters; a token that overlaps a span is in the loss."""
+        encoding = self.checkpoint.tokenizer(  # type: ignore[misc]
             text, add_special_tokens=False, return_offsets_mapping=True
         )
-        loss = [any(a < end and b > begin for begin, end in spans) for a, b in made["offset_mapping"]]
-        return Labelled(list(made["input_ids"]), loss)
+        loss = [any(a < end and b > begin for begin, end in spans) for a, b in encoding["offset_mapping"]]
+        return Labelled(list(encoding["input_ids"]), loss)
 
 
 def labeller_of(checkpoint: Checkpoint, record: Record, trainer: str | None, needs_tools: bool = False) -> Labeller | str:
@@ -108,8 +108,10 @@ def messages_of(record: Record) -> list[dict[str, Any]] | str:
     if not any(turn.role == "assistant" for turn in record.turns):
         return "there is no assistant turn"
     if any(turn.calls for turn in record.turns):
-        given = record.raw.get("messages")
-        return [dict(message) for message in given] if isinstance(given, list) else "its tool calls are not in messages"
+        messages = record.raw.get("messages")
+        if not isinstance(messages, list):
+            return "its tool calls are not in messages"
+        return [dict(message) for message in messages]
     return [_message(turn) for turn in record.turns]
 
 
@@ -131,8 +133,8 @@ def _whole(messages: list[dict[str, Any]]) -> list[tuple[list[dict[str, Any]], b
     return [(messages, False)]
 
 
-def _by_generation(labeller: Labeller, messages: list[dict[str, Any]], made: list[Rendered]) -> Labelled:
-    (rendered,) = made
+def _by_generation(labeller: Labeller, messages: list[dict[str, Any]], renders: list[Rendered]) -> Labelled:
+    (rendered,) = renders
     text = rendered.text or ""
     if not rendered.generation:
         ids = labeller.encode(text)
@@ -145,19 +147,19 @@ def _last(messages: list[dict[str, Any]]) -> list[tuple[list[dict[str, Any]], bo
     return [(messages[:last], True), (messages[: last + 1], False)]
 
 
-def _by_prefix(labeller: Labeller, messages: list[dict[str, Any]], made: list[Rendered]) -> Labelled:
-    prompt, whole = (labeller.encode(rendered.text or "") for rendered in made)
+def _by_prefix(labeller: Labeller, messages: list[dict[str, Any]], renders: list[Rendered]) -> Labelled:
+    prompt, whole = (labeller.encode(rendered.text or "") for rendered in renders)
     same = 0
     while same < min(len(prompt), len(whole)) and prompt[same] == whole[same]:
         same += 1
     return Labelled(whole, [index >= same for index in range(len(whole))])
 
 
-def _by_slot(labeller: Labeller, messages: list[dict[str, Any]], made: list[Rendered]) -> Labelled | str:
+def _by_slot(labeller: Labeller, messages: list[dict[str, Any]], renders: list[Rendered]) -> Labelled | str:
     content = messages[_turns(messages)[-1]].get("content")
     if not isinstance(content, str):
         return "its content is no text"
-    prompt = labeller.encode(made[0].text or "")
+    prompt = labeller.encode(renders[0].text or "")
     response = labeller.encode(content) + labeller.encode(labeller.checkpoint.eos)  # each slot by itself
     return Labelled(prompt + response, [False] * len(prompt) + [True] * len(response))
 
@@ -169,8 +171,8 @@ def _prompts(messages: list[dict[str, Any]]) -> list[tuple[list[dict[str, Any]],
     return jobs
 
 
-def _by_prompt(labeller: Labeller, messages: list[dict[str, Any]], made: list[Rendered]) -> Labelled | str:
-    whole, *parts = [rendered.text or "" for rendered in made]
+def _by_prompt(labeller: Labeller, messages: list[dict[str, Any]], renders: list[Rendered]) -> Labelled | str:
+    whole, *parts = [rendered.text or "" for rendered in renders]
     spans = []
     for prompt, text in zip(parts[::2], parts[1::2], strict=True):
         if not text.startswith(prompt):
@@ -189,9 +191,9 @@ def _dummies(messages: list[dict[str, Any]]) -> list[tuple[list[dict[str, Any]],
     return jobs
 
 
-def _by_dummy(labeller: Labeller, messages: list[dict[str, Any]], made: list[Rendered]) -> Labelled | str:
+def _by_dummy(labeller: Labeller, messages: list[dict[str, Any]], renders: list[Rendered]) -> Labelled | str:
     """Compare each turn with a dummy in its place: the first and the last token that differ bound the loss."""
-    whole, *parts = [labeller.encode(rendered.text or "") for rendered in made]
+    whole, *parts = [labeller.encode(rendered.text or "") for rendered in renders]
     loss = [False] * len(whole)
     eos = labeller.checkpoint.tokenizer.eos_token_id  # type: ignore[union-attr]
     for dummy, full in zip(parts[::2], parts[1::2], strict=True):

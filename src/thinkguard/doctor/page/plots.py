@@ -31,7 +31,7 @@ _PERCENTILE: Final = re.compile(r"p\d|median|mean", re.I)
 def svg_of(plot: Plot, key: str) -> str:
     """Return one `<svg>` element, its text as text; `key` keeps its ids apart from those of other plots.
 
-    Bars are equally wide, so bins that grow read as a logarithmic axis, which may start at 0. Empty without any height.
+    Bars are equally wide, so bins that grow read as a logarithmic axis, which may start at 0. "" if no bar has a height.
     """
     edges, heights = _bins(plot)
     if not heights:
@@ -81,7 +81,7 @@ def _draw(figure: Any, plot: Plot, edges: list[float], heights: list[float]) -> 
     inner = _WIDTH - _LEFT - _RIGHT
     scale = inner / len(heights)
     axes.bar(range(len(heights)), heights, width=0.92 if scale > 4 else 1.0, align="edge", color=_BAR, linewidth=0)
-    labels = [axes.text(0, 0, _plain(_told(at, text)), fontsize=_FONT, gid="mark") for at, text in plot.marks]
+    labels = [axes.text(0, 0, _plain(_label(at, text)), fontsize=_FONT, gid="mark") for at, text in plot.marks]
     places = [_place(at, edges) for at, _ in plot.marks]
     for label, (at, _), place in zip(labels, plot.marks, places, strict=True):
         label.set_parse_math(False)
@@ -105,8 +105,8 @@ def _draw(figure: Any, plot: Plot, edges: list[float], heights: list[float]) -> 
     _axes(axes, plot, edges, scale)
 
 
-def _told(at: float, text: str) -> str:
-    """Spell a mark with its value, unless that is said already."""
+def _label(at: float, text: str) -> str:
+    """Spell a mark with its value, unless the text holds the value already."""
     value = f"{at:,.0f}"
     return text if value in text else f"{text} {value}"
 

@@ -67,13 +67,13 @@ def is_pasted(text: str) -> bool:
 
 
 def evidence_html(text: str) -> str:
-    """Escape what was seen word for word; the lost spots are marked, and what is invisible is named."""
+    """Escape evidence; lost spots are marked, and invisible characters are named."""
     text = _shortened(text)
     parts = _LOST.split(text)
-    return "".join(f"<mark>{_seen(part)}</mark>" if i % 2 else _seen(part) for i, part in enumerate(parts))
+    return "".join(f"<mark>{_visible_html(part)}</mark>" if i % 2 else _visible_html(part) for i, part in enumerate(parts))
 
 
-def _seen(text: str) -> str:
+def _visible_html(text: str) -> str:
     pieces = []
     start = 0
     for match in _HIDDEN.finditer(text):
@@ -90,9 +90,9 @@ def _shortened(text: str) -> str:
         return text
     spot = _LOST.search(text)
     first = 0 if spot is None else max(0, min(spot.start() - MOST_SHOWN // 4, len(text) - MOST_SHOWN))
-    shown = text[first : first + MOST_SHOWN]
+    excerpt = text[first : first + MOST_SHOWN]
     if spot is not None and first <= spot.start() < first + MOST_SHOWN < spot.end():
-        shown += LOST[1]
+        excerpt += LOST[1]
     before = f"[{first:,} characters] … " if first else ""
     after = len(text) - first - MOST_SHOWN
-    return before + shown + (f" … [{after:,} characters more]" if after > 0 else "")
+    return before + excerpt + (f" … [{after:,} characters more]" if after > 0 else "")

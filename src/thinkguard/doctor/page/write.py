@@ -91,7 +91,7 @@ def page_of(report: Report) -> str:
     for name, function in {"prose": prose_html, "fix": fix_html, "evidence": evidence_html}.items():
         environment.filters[name] = lambda text, function=function: Markup(function(text))
     environment.filters["link"] = link_of
-    drawn = [(plot, Markup(svg_of(plot, f"plot{number}"))) for number, plot in enumerate(report.plots, 1)]
+    plots = [(plot, Markup(svg_of(plot, f"plot{number}"))) for number, plot in enumerate(report.plots, 1)]
     text: str = environment.get_template("page.html.jinja").render(
         report=report,
         style=Markup((here / "page.css").read_text(encoding="utf-8")),
@@ -101,7 +101,7 @@ def page_of(report: Report) -> str:
         places=[(place, *_standing(part, report)) for part, place in _PLACES.items()],
         fired=_by_part(report, ("problem", "note")),
         most_evidence=_MOST_EVIDENCE,
-        plots=drawn,
+        plots=plots,
         facts=[(name, value, is_pasted(value)) for name, value in report.facts],
         fine=_by_part(report, ("ok",)),
         unjudged=_by_part(report, ("could not tell", "skipped", "not applicable")),
@@ -110,7 +110,7 @@ def page_of(report: Report) -> str:
 
 
 def _verdict(report: Report) -> str:
-    """Say it in one sentence."""
+    """Sum the report up in one sentence."""
     if report.problems:
         parts = [_PLACES[part] for part in PARTS if any(check.entry.part == part for check in report.problems)]
         where = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
@@ -136,9 +136,9 @@ def _standing(part: str, report: Report) -> tuple[str, str]:
 
 
 def _by_part(report: Report, statuses: tuple[str, ...]) -> list[Check]:
-    """Choose checks, status after status, each from the vocabulary to the server."""
-    chosen = [check for check in report.checks if check.status in statuses]
-    return sorted(chosen, key=lambda check: (statuses.index(check.status), PARTS.index(check.entry.part)))
+    """Return the checks with one of the statuses: in the statuses' order, and within a status in that of the parts."""
+    checks = [check for check in report.checks if check.status in statuses]
+    return sorted(checks, key=lambda check: (statuses.index(check.status), PARTS.index(check.entry.part)))
 
 
 def _counted(number: int, noun: str) -> str:

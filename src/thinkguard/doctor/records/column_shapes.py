@@ -39,7 +39,7 @@ _ON_OFF: Final = frozenset(("on", "off", "true", "false", "none", "low", "medium
 
 
 class Names(NamedTuple):
-    """Which columns a record's keys offer; "" or nothing for none."""
+    """The columns that a record has for each purpose; "" or () for none."""
 
     question: str
     extra: str  # alpaca's `input`, which is added to the question
@@ -116,8 +116,8 @@ def combined(value: Mapping[str, Any], reads: Reads) -> Turn | None:
     return None
 
 
-def wanted(value: Mapping[str, Any]) -> ShapeError:
-    """Say that a record is of no known shape: what it has, and what would do."""
+def unknown_shape(value: Mapping[str, Any]) -> ShapeError:
+    """Return the error of a record of no known shape: the keys it has, and the shapes that are read."""
     keys = ", ".join(map(str, list(value)[:12])) or "no keys"
     more = f" and {len(value) - 12} more" if len(value) > 12 else ""
     return ShapeError(
@@ -127,7 +127,7 @@ def wanted(value: Mapping[str, Any]) -> ShapeError:
 
 
 def _thought(value: Any) -> str:
-    """Return a column's reasoning: of several the first."""
+    """Return a column's reasoning, the first of several; "" for a switch such as `on`."""
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         return value[0]  # type: ignore[no-any-return]
     text = text_of(value)

@@ -20,8 +20,8 @@ from thinkguard.doctor.records.turns import (
 
 _ROLE_KEYS: Final = ("role", "from", "speaker", "author")
 _CONTENT_KEYS: Final = ("content", "value", "text", "message")
-_ASKED: Final = ("user", "human", "prompt", "question", "instruction")
-_ANSWERED: Final = ("assistant", "gpt", "bot", "response", "answer", "chatbot", "output")
+_QUESTION_KEYS: Final = ("user", "human", "prompt", "question", "instruction")
+_ANSWER_KEYS: Final = ("assistant", "gpt", "bot", "response", "answer", "chatbot", "output")
 
 
 def turns_of(messages: Any, reads: Reads) -> list[Turn]:
@@ -68,15 +68,15 @@ def turns_of(messages: Any, reads: Reads) -> list[Turn]:
 
 
 def _unusual(message: Mapping[str, Any], name: Any, content: Any, reads: Reads) -> Turn:
-    """Read a message whose role is a call, reasoning, or known in other letters."""
+    """Read a message whose role is a call, reasoning, or a known role with capitals or blanks."""
     plain = name.strip().lower() if isinstance(name, str) else ""
     if plain in CALLS:
         turn = turn_of(message, "assistant", content, reads)
         turn.calls = max(turn.calls, 1)
         return turn
     if plain in REASONING_ROLES:
-        told = turn_of({}, "assistant", content, reads)
-        text = told.reasoning or told.content
+        turn = turn_of({}, "assistant", content, reads)
+        text = turn.reasoning or turn.content
         return Turn("assistant", "", text, "role reasoning", reads is None or "role reasoning" in reads, "none")
     if plain not in ROLES:
         raise ShapeError(f"its role is {name!r:.40}: known are user, assistant, system, tool and what they are also called")
@@ -100,14 +100,14 @@ def _of_pairs(messages: Sequence[Any], reads: Reads) -> list[Turn]:
     """Read turns that hold question and answer both: {"user": ..., "inner_thought": ..., "assistant": ...}."""
     turns: list[Turn] = []
     for number, pair in enumerate(messages, 1):
-        known = [key for key in (*_ASKED, *_ANSWERED, "system") if isinstance(pair, Mapping) and key in pair]
+        known = [key for key in (*_QUESTION_KEYS, *_ANSWER_KEYS, "system") if isinstance(pair, Mapping) and key in pair]
         if not known:
             keys = ", ".join(map(str, list(pair)[:9])) if isinstance(pair, Mapping) else f"{pair!r:.40}"
             raise ShapeError(f"message {number} has neither a role nor a question and an answer; it has {keys}")
-        for key in sorted(known, key=lambda key: (key in _ANSWERED, key != "system")):
+        for key in sorted(known, key=lambda key: (key in _ANSWER_KEYS, key != "system")):
             if pair[key] is None:
                 continue
-            if key not in _ANSWERED:
+            if key not in _ANSWER_KEYS:
                 turns.append(turn_of({}, "system" if key == "system" else "user", pair[key], reads))
                 continue
             turn = turn_of({}, "assistant", pair[key], reads)

@@ -14,7 +14,7 @@ from thinkguard.errors import InputError
 Formatting = Literal["alpaca", "sharegpt", "openai"]
 _NAME: Final = "dataset_info.json"
 _LEVELS: Final = 3  # the file's own folder, and two above: a file_name may lie in folders
-_ELSEWHERE: Final = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")  # go before a file_name
+_ELSEWHERE: Final = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")  # before file_name
 _PLACES: Final = ("file_name", *_ELSEWHERE)
 
 
@@ -57,7 +57,7 @@ def columns_of(file: Path, trainer: str | None = None) -> Columns | None:
 def entry_of(file: Path, trainer: str | None = None) -> tuple[str, Mapping[str, Any]] | None:
     """Return the entry of a file, with its name, as `columns_of` reads it.
 
-    Only LLaMA-Factory reads it, or nobody knows who does. InputError if there is one that it could not read.
+    None if the trainer is not LLaMA-Factory, which alone reads it. InputError for a dataset_info.json that is broken.
     """
     if trainer not in (None, "llamafactory"):
         return None
@@ -79,11 +79,11 @@ def missing_files(files: Iterable[Path], folders: Sequence[Path], trainer: str |
     """Return files that are not there but named by a dataset_info.json in one of the folders, each with what names it."""
     if trainer not in (None, "llamafactory"):
         return []
-    given = {folder.absolute() for folder in folders}
+    roots = {folder.absolute() for folder in folders}
     near = dict.fromkeys(parent for file in files for parent in file.absolute().parents[:_LEVELS])
     found: dict[Path, str] = {}
     for folder in near:
-        if given.isdisjoint((folder, *folder.parents)):
+        if roots.isdisjoint((folder, *folder.parents)):
             continue
         for name, entry in _entries(folder / _NAME).items():
             listed = entry.get("file_name")
@@ -99,17 +99,17 @@ def columns_from(name: str, entry: Mapping[str, Any]) -> Columns:
     if formatting not in get_args(Formatting):
         wanted = ", ".join(get_args(Formatting))
         raise InputError(f"{_NAME}: {name!r} has formatting {formatting!r}; LLaMA-Factory knows {wanted}")
-    given: dict[str, Any] = {"name": name, "formatting": formatting, "ranking": bool(entry.get("ranking"))}
+    values: dict[str, Any] = {"name": name, "formatting": formatting, "ranking": bool(entry.get("ranking"))}
     columns, tags = entry.get("columns"), entry.get("tags")
     if isinstance(columns, Mapping):
-        given |= {column: columns.get(column) for column in _COLUMNS}
-        if formatting != "alpaca" and given["messages"] is None:
-            given["messages"] = "conversations"
+        values |= {column: columns.get(column) for column in _COLUMNS}
+        if formatting != "alpaca" and values["messages"] is None:
+            values["messages"] = "conversations"
     if isinstance(tags, Mapping):
-        given |= {tag: str(tags[tag]) for tag in _TAGS if tags.get(tag)}
+        values |= {tag: str(tags[tag]) for tag in _TAGS if tags.get(tag)}
     elif formatting == "openai":
-        given |= OPENAI_TAGS
-    return Columns(**given)
+        values |= OPENAI_TAGS
+    return Columns(**values)
 
 
 OPENAI_TAGS: Final = {

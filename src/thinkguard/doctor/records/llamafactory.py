@@ -43,7 +43,7 @@ def switched_off(value: Mapping[str, Any], columns: Columns, turns: Sequence[Tur
 
 
 def skipped(turns: Sequence[Turn], *, merges: bool) -> str:
-    """Say why LLaMA-Factory leaves a conversation out, as it does with a warning only; "" if it does not.
+    """Return why LLaMA-Factory leaves a conversation out, which it only warns of; "" if it reads it.
 
     User and assistant have to take turns, the user first and the assistant last; tools count as the user, and the openai
     converter merges several tool results in a row.
@@ -102,8 +102,8 @@ def _alpaca(value: Mapping[str, Any], columns: Columns, reads: Reads) -> list[Tu
     history = value.get(columns.history) if columns.history else None
     if isinstance(history, list) and history:
         turns += turns_of(history, reads)
-    asked = [_column(value, columns, name) for name in ("prompt", "query") if getattr(columns, name)]
-    turns.append(Turn("user", "\n".join(text for text in asked if isinstance(text, str) and text)))
+    questions = [_column(value, columns, name) for name in ("prompt", "query") if getattr(columns, name)]
+    turns.append(Turn("user", "\n".join(text for text in questions if isinstance(text, str) and text)))
     answer_column = columns.chosen if columns.ranking and columns.chosen else columns.response
     if answer_column:
         answer = _column(value, columns, "chosen" if answer_column == columns.chosen else "response")

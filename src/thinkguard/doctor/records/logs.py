@@ -23,8 +23,8 @@ _TELLING: Final = frozenset(
 
 
 def outputs_of(value: Mapping[str, Any], reads: Reads) -> list[Record]:
-    """Read a saved output: a Record for each of its answers; none if it is no such thing."""
-    before, prompt = _asked(value, reads)
+    """Read a saved output: a Record for each of its answers; empty if it is no saved output."""
+    before, prompt = _prompt_of(value, reads)
     found: list[Record] = []
     for turn, finish in _answers(value, reads, 3):
         found.append(Record([*before, turn], "output", finish=_plain(finish), prompt=prompt, raw=value))
@@ -134,8 +134,8 @@ def _of_items(items: list[Any], reads: Reads) -> Turn:
     return turn
 
 
-def _asked(value: Mapping[str, Any], reads: Reads) -> tuple[list[Turn], str]:
-    """Return the turns before the answer, and the rendered prompt if that is what was saved."""
+def _prompt_of(value: Mapping[str, Any], reads: Reads) -> tuple[list[Turn], str]:
+    """Return (the turns before the answer, the rendered prompt if that was saved instead)."""
     for holder in (value, value.get("request"), value.get("body")):
         if not isinstance(holder, Mapping):
             continue

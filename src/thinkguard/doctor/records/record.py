@@ -43,7 +43,7 @@ class Hit(NamedTuple):
 
     check: str  # a name of the catalogue
     kind: str  # the class within the check: "start without end"
-    shown: str  # what was seen, at most 160 characters, the spot between ⟦ and ⟧
+    excerpt: str  # what was seen, at most 160 characters, the spot between ⟦ and ⟧
 
 
 # What a data set holds, counted per record: a template's hazard is a problem only where the data meet it.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from thinkguard.doctor.records.column_shapes import answer_turn, answers_of, combined, names_of, prompt_turns, wanted
+from thinkguard.doctor.records.column_shapes import answer_turn, answers_of, combined, names_of, prompt_turns, unknown_shape
 from thinkguard.doctor.records.conversations import turns_of
 from thinkguard.doctor.records.dataset_info import Columns
 from thinkguard.doctor.records.llamafactory import ADDED, llamafactory_turns, skipped, switched_off
@@ -56,7 +56,7 @@ class RecordReader:
                 return [*outputs_of(value, self._reads)]
             if shape == "several answers":
                 texts = answers_of(value, names_of(tuple(value)))
-                return [self._finished(value, [*record.turns[:-1], Turn("assistant", text)]) for text in texts]
+                return [self._record(value, [*record.turns[:-1], Turn("assistant", text)]) for text in texts]
         except ShapeError as error:
             return [str(error)]
         return [record]
@@ -73,16 +73,16 @@ class RecordReader:
             return "input_ids/labels" if "labels" in value else "input_ids", Record([], "tokenized", raw=value)
         if self.columns is not None:
             turns = llamafactory_turns(value, self.columns, self._reads)
-            record = self._finished(value, turns)
+            record = self._record(value, turns)
             if record.thinks is not False and switched_off(value, self.columns, turns):
                 record.thinks, record.switch = False, ADDED
             return f"{self.columns.formatting}, by dataset_info.json", record
         if is_output(value) and (records := outputs_of(value, self._reads)):
             return "saved output", records[0]
         shape, turns = self._turns(value)
-        return shape, self._finished(value, turns)
+        return shape, self._record(value, turns)
 
-    def _finished(self, value: Mapping[str, Any], turns: list[Turn]) -> Record:
+    def _record(self, value: Mapping[str, Any], turns: list[Turn]) -> Record:
         thinks, switch = switch_of(value, turns)
         return Record(turns, "training", thinks, switch, raw=value)
 
@@ -109,7 +109,7 @@ class RecordReader:
             return "text", turns_of_text(value["text"])
         if isinstance(value.get("prompt"), list):
             return "prompts", turns_of(value["prompt"], reads)
-        raise wanted(value)
+        raise unknown_shape(value)
 
     def _conversation(self, name: str, value: Mapping[str, Any]) -> tuple[str, list[Turn]]:
         turns = turns_of(value[name], self._reads)

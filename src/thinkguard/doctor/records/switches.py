@@ -45,10 +45,10 @@ def switch_of(value: Mapping[str, Any], turns: Sequence[Turn]) -> tuple[bool | N
     arguments = value.get("chat_template_kwargs")
     if arguments and isinstance(arguments, Mapping):
         for name in _ARGUMENTS:
-            if name in arguments and (thinks := _meant(arguments[name])) is not None:
+            if name in arguments and (thinks := _meaning(arguments[name])) is not None:
                 return thinks, f"chat_template_kwargs {name}={arguments[name]}"
     for name in () if _COLUMN_NAMES.isdisjoint(value) else _COLUMNS:
-        if name in value and (thinks := _meant(value[name])) is not None:
+        if name in value and (thinks := _meaning(value[name])) is not None:
             return (not thinks if name == "no_think" else thinks), f"column {name}={value[name]}"
     return None, ""
 
@@ -62,8 +62,8 @@ def _in_text(text: str, role: str) -> tuple[bool, str] | None:
     return None
 
 
-def _meant(value: Any) -> bool | None:
-    """Tell what a switch's value means; None for no switch's value."""
+def _meaning(value: Any) -> bool | None:
+    """Return whether a switch's value means thinking; None for a value that is no switch's."""
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and len(value) <= _LONGEST:

@@ -11,7 +11,7 @@ from thinkguard.errors import InputError
 MESSAGE_FIELDS: Final = frozenset(
     ("reasoning_content", "reasoning", "thinking", "thinking part", "reasoning part", "role reasoning")
 )
-"""Places inside of messages that chat templates are known to read; whether this one does, rendering tells."""
+"""Places inside of messages that some chat templates read; rendering shows whether the one at hand does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +104,6 @@ def trainer_of(name: str) -> Trainer:
     if name not in TRAINERS:
         plain = {known.replace("-", ""): known for known in TRAINERS}
         near = difflib.get_close_matches(name.lower().replace("-", "").replace("_", ""), plain, 1, 0.5)
-        meant = f"did you mean {plain[near[0]]!r}? " if near else ""
-        raise InputError(f"trainer {name!r} is unknown: {meant}known are {', '.join(TRAINERS)}")
+        hint = f"did you mean {plain[near[0]]!r}? " if near else ""
+        raise InputError(f"trainer {name!r} is unknown: {hint}known are {', '.join(TRAINERS)}")
     return TRAINERS[name]

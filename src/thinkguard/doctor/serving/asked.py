@@ -37,20 +37,20 @@ class Asked:
 
     @property
     def caps(self) -> bool:
-        """Whether the small budget was kept."""
+        """Whether the answer with the small budget kept to it."""
         return isinstance(self.capped, tuple) and self.kept(self.capped[1])
 
     def kept(self, thought: Thought) -> bool:
-        """Whether thinking stayed within the small budget, which the plain one did not."""
+        """Whether thinking stayed within the small budget and is shorter than the plain answer's."""
         return within(thought, self.budget) and thought.num_tokens < self.thought.num_tokens
 
     @property
     def reads_policy(self) -> bool:
-        """Whether the misspelt field was refused by somebody who knows the right one."""
+        """Whether the refusal of the misspelt field names the right one: so thinkguard reads the policy."""
         return isinstance(self.misspelt, RefusedError) and "max_thinking_tokens" in self.misspelt.message
 
     def answers(self, thought: Thought) -> bool:
-        """Whether an answer followed; one that is missing without any limit is not the limit's fault."""
+        """Whether an answer followed the thinking; one that the plain reply lacks too is not the limit's fault."""
         lost = self.thought.closed and not self.thought.answer
         return bool(thought.answer) or (lost and thought.closed)
 
@@ -61,10 +61,10 @@ def within(thought: Thought, budget: int) -> bool:
 
 
 def quoted(text: str) -> str:
-    """Text as evidence, its middle left out if it is long."""
+    """Return text as evidence; the middle of a long one is left out."""
     return repr(text if len(text) <= 80 else f"{text[:50]} ... {text[-25:]}")
 
 
 def skipped(name: str, why: str) -> Check:
-    """A check that another one stands for."""
+    """Return a skipped check; `why` says why, or names the check that stands for it."""
     return Check(name, "skipped", why)

@@ -64,7 +64,7 @@ def base_urls(url: str) -> tuple[str, ...]:
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *arguments: Any, **_: Any) -> None:
-        """Follow none: the redirect then arrives as an HTTP error."""
+        """Return no request, so that a redirect is not followed but arrives as an HTTP error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Client:
     def events(self, path: str, body: Mapping[str, Any]) -> Iterator[str]:
         """Yield the data of every server-sent event; ends where the server ends."""
         where, deadline = self.base + path, time.monotonic() + self.timeout
-        with _told(where, self.timeout), self._open(where, body) as answer:
+        with _as_server_errors(where, self.timeout), self._open(where, body) as answer:
             kind = answer.headers.get_content_type()
             if kind != "text/event-stream":
                 raise ServerError(f"{where} answers a request to stream with {kind}, wanted text/event-stream")
@@ -101,15 +101,15 @@ class Client:
 
     def _json(self, where: str, body: Mapping[str, Any] | None) -> Any:
         deadline = time.monotonic() + self.timeout
-        with _told(where, self.timeout), self._open(where, body) as answer:
+        with _as_server_errors(where, self.timeout), self._open(where, body) as answer:
             text = "\n".join(_lines(answer, where, deadline, self.timeout))
             kind = answer.headers.get_content_type()
         try:
             return json.loads(text)
         except ValueError:
-            shown = " ".join(text.split())[:60]
-            hint = "; is the URL that of a web page?" if "html" in kind or shown.startswith("<") else ""
-            raise ServerError(f"{where} answers {kind} that is not JSON: {shown!r}{hint}") from None
+            excerpt = " ".join(text.split())[:60]
+            hint = "; is the URL that of a web page?" if "html" in kind or excerpt.startswith("<") else ""
+            raise ServerError(f"{where} answers {kind} that is not JSON: {excerpt!r}{hint}") from None
 
     def _open(self, where: str, body: Mapping[str, Any] | None) -> Any:
         headers = {"Accept": "application/json", "User-Agent": f"thinkguard/{__version__}"}
@@ -127,7 +127,7 @@ class Client:
 
 
 def _lines(answer: Any, where: str, deadline: float, timeout: float) -> Iterator[str]:
-    """The lines of an answer, without their ends, within a time and a size."""
+    """Yield an answer's lines, without line ends. SlowError after the deadline, ServerError beyond the largest size."""
     left = _MOST_BYTES
     while left > 0:
         if time.monotonic() > deadline:
@@ -141,7 +141,7 @@ def _lines(answer: Any, where: str, deadline: float, timeout: float) -> Iterator
 
 
 @contextmanager
-def _told(where: str, timeout: float) -> Iterator[None]:
+def _as_server_errors(where: str, timeout: float) -> Iterator[None]:
     """Turn what urllib raises into a ServerError that says where."""
     try:
         yield
@@ -176,7 +176,7 @@ def _refused(where: str, error: urllib.error.HTTPError) -> ServerError:
 
 
 def _message(text: str) -> str:
-    """What an error's body says, as FastAPI, OpenAI and vLLM word it, in one line."""
+    """Return what an error's body says, in one line; FastAPI, OpenAI and vLLM each word it differently."""
     try:
         value = json.loads(text)
     except ValueError:

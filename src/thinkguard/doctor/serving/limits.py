@@ -22,8 +22,8 @@ def _short(name: str) -> Check:
     return skipped(name, "there was too little thinking to cap")
 
 
-def _told(outcome: tuple[Reply, Thought]) -> str:
-    """How an answer under a budget came out."""
+def _summary(outcome: tuple[Reply, Thought]) -> str:
+    """Say how an answer under a budget came out."""
     reply, thought = outcome
     about = "about " if thought.slack else ""
     ended = "then an answer" if thought.answer else f"no answer, finish_reason {reply.finish!r}"
@@ -37,7 +37,7 @@ def _budget(asked: Asked) -> Check:
         return _short(name)
     if isinstance(asked.capped, ServerError):
         return Check(name, "problem", f"{asks}: {asked.capped}", wanted, FLAG)
-    found = f"{asks}: {_told(asked.capped)}"
+    found = f"{asks}: {_summary(asked.capped)}"
     if asked.caps and asked.answers(asked.capped[1]):
         return Check(name, "ok", found)
     fix = f"thinkguard is not loaded: {FLAG}"
@@ -54,7 +54,7 @@ def _native(asked: Asked) -> Check:
         return _short(name)
     if isinstance(asked.native, ServerError):
         return Check(name, "problem", f"{asks}: {asked.native}", wanted, fix)
-    thought, found = asked.native[1], f"{asks}: {_told(asked.native)}"
+    thought, found = asked.native[1], f"{asks}: {_summary(asked.native)}"
     shorter = thought.num_tokens <= min(asked.budget + _MARGIN, asked.thought.num_tokens * 3 // 4)
     if asked.answers(thought) and (asked.kept(thought) or shorter):
         more = "" if asked.kept(thought) else "; the server's own close message comes on top"
@@ -71,7 +71,7 @@ def _zero(asked: Asked) -> Check:
     wanted = "no thinking, and an answer"
     if isinstance(asked.zero, ServerError):
         return Check(name, "problem", f"{asks}: {asked.zero}", wanted, _LOG)
-    found = f"{asks}: {_told(asked.zero)}"
+    found = f"{asks}: {_summary(asked.zero)}"
     if within(asked.zero[1], 0) and (asked.zero[1].answer or not asked.thought.answer):
         return Check(name, "ok", found)
     return Check(name, "problem", found, wanted, _LOG)
@@ -103,7 +103,7 @@ def _room(asked: Asked) -> Check:
         return skipped(name, "the server refuses vllm_xargs: see budget")
     if isinstance(asked.roomy, ServerError):
         return Check(name, "problem", f"{asks}: {asked.roomy}", wanted, _LOG)
-    found = f"{asks}: {_told(asked.roomy)}"
+    found = f"{asks}: {_summary(asked.roomy)}"
     if asked.answers(asked.roomy[1]):
         return Check(name, "ok", found)
     return Check(name, "problem", found, wanted, f"{FLAG}, which keeps room for the answer")

@@ -1,7 +1,7 @@
 """What a server's answer to a chat says about thinking: which markers, where it was opened and closed, how long it was.
 
-The fields `reasoning` and `content` are what a server makes of the model's text. Where it also tells what each sampled
-token spells (`logprobs`), that text itself is read, and the two can be compared.
+The fields `reasoning` and `content` are what a server makes of the model's text. If it also says what each sampled token
+spells (`logprobs`), the text itself is read too, and compared with the fields.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ class Reply:
 
     @property
     def raw(self) -> str:
-        """The model's own text, markers included, if the server tells all of it: some spell the answer's tokens alone."""
+        """The model's own text, markers included; "" if the server spells no tokens, or only those of the answer."""
         text = "".join(self.tokens)
-        shown = len(squeezed(self.reasoning + self.content))
-        return text if len(squeezed(text)) + shown // 8 >= shown else ""
+        num_visible = len(squeezed(self.reasoning + self.content))
+        return text if len(squeezed(text)) + num_visible // 8 >= num_visible else ""
 
 
 def squeezed(text: str) -> str:
-    """Text without white space, which parsers trim and single SentencePiece tokens lose."""
+    """Return text without white space, which parsers trim and single SentencePiece tokens lose."""
     return "".join(text.split())
 
 
 def skeleton(text: str) -> str:
-    """Text without what a server cannot spell token by token: white space, and characters that several tokens share."""
+    """Return text without what a server may spell wrongly token by token: white space, and characters outside ASCII."""
     return "".join(character for character in squeezed(text) if character.isascii())
 
 
 def whole(answer: Any, where: str) -> Reply:
-    """Read the answer to a chat request; ServerError if it is none."""
+    """Read the answer to a chat request. ServerError if it holds no message."""
     choice = _choice(answer)
     message = choice.get("message") if choice else None
     if not isinstance(message, Mapping):
@@ -93,7 +93,7 @@ def _reply(parts: list[tuple[Mapping[str, Any], Mapping[str, Any]]], answers: li
         finish = choice.get("finish_reason") or finish
         logprobs = choice.get("logprobs")
         for entry in (logprobs.get("content") or ()) if isinstance(logprobs, Mapping) else ():
-            tokens.append(_spelled(entry))
+            tokens.append(_token_text(entry))
     usage = [answer["usage"] for answer in answers if isinstance(answer.get("usage"), Mapping)][-1:]
     details = usage[0].get("completion_tokens_details") if usage else None
     prompts = [answer["prompt_text"] for answer in answers if isinstance(answer.get("prompt_text"), str)]
@@ -110,7 +110,7 @@ def _reply(parts: list[tuple[Mapping[str, Any], Mapping[str, Any]]], answers: li
 
 
 def _texts(content: Any) -> tuple[str, str]:
-    """(answer, thinking) of a message's content, which some servers send as a list of typed parts."""
+    """Return (answer, thinking) of a message's content, which some servers send as a list of typed parts."""
     if isinstance(content, str):
         return content, ""
     texts = {"text": "", "thinking": ""}
@@ -122,10 +122,10 @@ def _texts(content: Any) -> tuple[str, str]:
     return texts["text"], texts["thinking"]
 
 
-def _spelled(entry: Any) -> str:
-    spelled = entry.get("bytes") if isinstance(entry, Mapping) else None
-    if isinstance(spelled, list) and all(isinstance(byte, int) and 0 <= byte < 256 for byte in spelled):
-        return bytes(spelled).decode("utf-8", "replace")
+def _token_text(entry: Any) -> str:
+    spelling = entry.get("bytes") if isinstance(entry, Mapping) else None
+    if isinstance(spelling, list) and all(isinstance(byte, int) and 0 <= byte < 256 for byte in spelling):
+        return bytes(spelling).decode("utf-8", "replace")
     return str(entry.get("token") or "") if isinstance(entry, Mapping) else ""
 
 
@@ -164,7 +164,7 @@ def thought_of(reply: Reply, marks: Marks | None) -> Thought:
 
 
 def _answer(reply: Reply, thinking: str, marks: Marks | None) -> str:
-    """What the server shows behind the thinking; the model's own text would show its EOS as well."""
+    """Return what the server shows behind the thinking. The model's own text is not used: it would hold the EOS."""
     content = reply.content
     if reply.reasoning or not marks:
         return content.strip()
@@ -178,9 +178,9 @@ def _answer(reply: Reply, thinking: str, marks: Marks | None) -> str:
 
 
 def _of_fields(reply: Reply, marks: Marks | None) -> Thought:
-    """What the fields alone say. A server that separates has seen the end if there is an answer.
+    """Read the thinking from the fields alone: it is closed if there is an answer.
 
-    It has taken an answer for thinking if neither the model nor the prompt, both known, has a marker.
+    If the model's text and the prompt are known and hold no marker, `reasoning` is an answer taken for thinking.
     """
     thinking, answer = reply.reasoning.strip(), reply.content.strip()
     if not thinking or (reply.raw and reply.prompt and marks is None):
@@ -190,13 +190,13 @@ def _of_fields(reply: Reply, marks: Marks | None) -> Thought:
 
 
 def _first(text: str, marks: tuple[str, ...], begin: int = 0) -> tuple[int, int] | None:
-    """(begin, end) of the first of several markers."""
+    """Return (begin, end) of the first of several markers; None if there is none."""
     found = [(at, at + len(mark)) for mark in marks if (at := text.find(mark, begin)) >= 0]
     return min(found, default=None)
 
 
 def _count(reply: Reply, inside: tuple[int, int]) -> int:
-    """Count the tokens of a stretch; those at its edges that hold but white space belong to the markers."""
+    """Count the tokens of a stretch; tokens of white space at its edges belong to the markers."""
     ends = list(itertools.accumulate(map(len, reply.tokens)))
     text, (begin, end) = reply.raw, inside
     while begin < end and text[begin].isspace():

@@ -1,8 +1,8 @@
 """Ask a live OpenAI-compatible server a few short questions and say what becomes of the thinking.
 
-About eleven requests, one after the other: one plain, the same one streamed, with a tiny budget in either way of asking for
-it, with none at all, with a misspelt field, with too few tokens for its thinking, with markers in the question, and with
-JSON wanted. All greedy, of at most 1,024 tokens.
+One question is sent again and again, one request at a time: plain; streamed; with a tiny budget, in both ways of asking
+for one; with a budget of 0; with a misspelt field; with too few tokens for its thinking; with markers in it; and asking for
+JSON. Every request is greedy and has at most 1,024 tokens. What the plain answer makes pointless is not sent.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _MOST_TOKENS: Final = 1024
 _MOST_BUDGET: Final = 16
 _LEAST_ROOM, _MOST_ROOM = 24, 64
 _CHAT: Final = "/chat/completions"
-_TOLD: Final[tuple[dict[str, Any], ...]] = (
+_EXTRAS: Final[tuple[dict[str, Any], ...]] = (
     {"logprobs": True, "return_tokens_as_token_ids": False, "return_prompt_text": True},
     {"logprobs": True},
     {},
-)  # what else to ask for, until a server takes it: what each token spells, and the rendered prompt
+)  # fields of every request: what each token spells, and the rendered prompt; the first set that the server accepts
 _THINK: Final = {"enable_thinking": True, "thinking": True}  # the two names of the switch in chat templates
 
 
 def examine_server(url: str, model: str | None = None, api_key: str | None = None, timeout: float = 60.0) -> Report:
     """Examine one server; `timeout` is for each request.
 
-    ServerError if nothing can be asked: no server, no chat, no JSON. InputError for a URL or a model that is not there.
+    ServerError if no question can be asked: no server, no chat, no JSON. InputError for an unusable URL or an unknown model.
     """
     client, cards = _find(url, api_key, timeout, model)
     name = model or str(cards[0]["id"])
@@ -96,7 +96,7 @@ def _version(client: Client) -> str:
 
 @dataclass(slots=True)
 class _Asking:
-    """A model of a server, and how it wants to be asked."""
+    """A model of a server, and the fields that each request to it has."""
 
     client: Client
     model: str
@@ -120,8 +120,8 @@ class _Asking:
         return streamed(_parsed(self.client.events(_CHAT, body), where), where)
 
     def first(self) -> Reply:
-        """Ask plainly, with as much said about tokens and prompt as the server is ready to say."""
-        for extra in _TOLD:
+        """Ask the plain question; the reply spells tokens and prompt as far as the server agrees to that."""
+        for extra in _EXTRAS:
             self.extra = dict(extra)
             try:
                 return self.ask()
@@ -129,17 +129,17 @@ class _Asking:
                 if error.status in (400, 422) and extra:
                     continue
                 raise ServerError(f"no chat with {self.model!r}: {error}{_hint(error)}") from None
-        raise AssertionError("the last of _TOLD is empty")
+        raise AssertionError("the last of _EXTRAS is empty")
 
     def attempt(self, **fields: Any) -> Reply | ServerError:
-        """Ask, an error being an answer too."""
+        """Ask the question; an error is returned, not raised."""
         try:
             return self.ask(**fields)
         except ServerError as error:
             return error
 
     def counted(self, reply: Reply, thought: Thought) -> Thought:
-        """Count the thinking's tokens where the reply did not: by the server's tokenizer, else by its share of the text."""
+        """Return the thought with its tokens counted: by the reply, the server's tokenizer, or its share of the text."""
         if thought.num_tokens >= 0 or not thought.text:
             return replace(thought, num_tokens=max(thought.num_tokens, 0))
         body = {"model": self.model, "prompt": thought.text, "add_special_tokens": False}
@@ -176,7 +176,7 @@ def _ask(asking: _Asking) -> Asked:
     if not thought.opened:
         plain, marks, thought, switched = _switched(asking, plain, marks, thought)
 
-    def asked(**fields: Any) -> tuple[Reply, Thought] | ServerError:
+    def outcome(**fields: Any) -> tuple[Reply, Thought] | ServerError:
         reply = asking.attempt(**fields)
         return reply if isinstance(reply, ServerError) else (reply, asking.counted(reply, thought_of(reply, marks)))
 
@@ -189,7 +189,7 @@ def _ask(asking: _Asking) -> Asked:
     bare = {"min_thinking_tokens": 0, "close_message": ""}
     thinks = num > budget
     separated = thought.closed and bool(plain.reasoning)
-    odd = [{"role": "user", "content": quoting(QUESTION, marks)}]
+    messages = [{"role": "user", "content": quoting(QUESTION, marks)}]
     return Asked(
         plain=plain,
         marks=marks,
@@ -199,26 +199,26 @@ def _ask(asking: _Asking) -> Asked:
         budget=budget,
         room=room,
         stream=asking.attempt(stream=True),
-        misspelt=asked(**xargs(**{MISSPELT: budget})),
-        capped=asked(**xargs(max_thinking_tokens=budget, **bare)) if thinks else None,
-        native=asked(thinking_token_budget=budget) if thinks else None,
-        zero=asked(**xargs(max_thinking_tokens=0, **bare)) if thinks else None,
-        roomy=asked(max_tokens=room, **xargs(reserve_answer_tokens=8, **bare)) if num > room else None,
-        quoting=asked(messages=odd, stream=True) if separated else None,
-        formatted=asked(**wanting_json()) if separated else None,
+        misspelt=outcome(**xargs(**{MISSPELT: budget})),
+        capped=outcome(**xargs(max_thinking_tokens=budget, **bare)) if thinks else None,
+        native=outcome(thinking_token_budget=budget) if thinks else None,
+        zero=outcome(**xargs(max_thinking_tokens=0, **bare)) if thinks else None,
+        roomy=outcome(max_tokens=room, **xargs(reserve_answer_tokens=8, **bare)) if num > room else None,
+        quoting=outcome(messages=messages, stream=True) if separated else None,
+        formatted=outcome(**wanting_json()) if separated else None,
     )
 
 
 def _switched(
     asking: _Asking, plain: Reply, marks: Marks | None, thought: Thought
 ) -> tuple[Reply, Marks | None, Thought, bool]:
-    """Ask again with the chat template's switch on; what was there before if that changes nothing."""
+    """Ask again with the chat template's switch on; returns the new reply and True, or the old one and False."""
     reply = asking.attempt(chat_template_kwargs=_THINK)
     if isinstance(reply, ServerError):
         return plain, marks, thought, False
     other = marks_in(reply.raw or reply.content, reply.prompt)
-    again = asking.counted(reply, thought_of(reply, other))
-    if not again.opened:
+    second = asking.counted(reply, thought_of(reply, other))
+    if not second.opened:
         return plain, marks, thought, False
     asking.extra["chat_template_kwargs"] = _THINK
-    return reply, other, again, True
+    return reply, other, second, True

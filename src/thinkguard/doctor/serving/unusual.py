@@ -39,7 +39,7 @@ def unusual_checks(asked: Asked, checks: tuple[Check, ...]) -> tuple[Check, ...]
 
 
 def _stands_for(status: Mapping[str, Status], *names: str) -> str:
-    """The check that already tells what is wrong."""
+    """Return "see NAME" for the first of the checks that already says what is wrong; "" if none does."""
     for name in names:
         if status[name] in ("problem", "skipped"):
             return f"see {name}"
@@ -57,17 +57,18 @@ def _marker_in_prompt(asked: Asked, status: Mapping[str, Status]) -> Check:
     if isinstance(outcome, ServerError):
         return Check(name, "problem", f"a question that quotes markers: {outcome}", wanted, "look at the server's log")
     reply, thought = outcome
-    seen = (f"reasoning {quoted(reply.reasoning)}", f"content {quoted(reply.content)}")
+    evidence = (f"reasoning {quoted(reply.reasoning)}", f"content {quoted(reply.content)}")
     lost = _misplaced(reply, thought, asked)
     if lost:
-        return Check(name, "note", f"a question that quotes markers is answered with {lost}", wanted, evidence=seen)
+        return Check(name, "note", f"a question that quotes markers is answered with {lost}", wanted, evidence=evidence)
     if not thought.opened or (not reply.reasoning and not reply.raw):
-        return Check(name, "could not tell", "the model did not think about a question that quotes markers", evidence=seen)
+        found = "the model did not think about a question that quotes markers"
+        return Check(name, "could not tell", found, evidence=evidence)
     return Check(name, "ok", "thinking and answer stay apart when the question quotes markers")
 
 
 def _misplaced(reply: Reply, thought: Thought, asked: Asked) -> str:
-    """What went wrong with an answer's fields; empty for nothing."""
+    """Return what went wrong with an answer's fields; "" for nothing."""
     reasoning = reply.reasoning.strip()
     for start in asked.marks.starts if asked.marks else ():
         reasoning = reasoning.removeprefix(start)  # vLLM's streams leave it there when the machine is busy
@@ -93,20 +94,20 @@ def _structured(asked: Asked, status: Mapping[str, Status]) -> Check:
     if isinstance(outcome, ServerError):
         return Check(name, "problem", f"response_format: {outcome}", wanted, "look at the server's log for this request")
     reply, thought = outcome
-    seen = (f"reasoning {quoted(reply.reasoning)}", f"content {quoted(reply.content)}")
+    evidence = (f"reasoning {quoted(reply.reasoning)}", f"content {quoted(reply.content)}")
     if _is_json(reply.content):
         if thought.text or not asked.thought.text:
             return Check(name, "ok", f"{thought.num_tokens} tokens of thinking, then JSON in the content")
-        return Check(name, "problem", "JSON without any thinking", wanted, evidence=seen)
+        return Check(name, "problem", "JSON without any thinking", wanted, evidence=evidence)
     if _is_json(reply.reasoning) or (not reply.content.strip() and "{" in reply.reasoning[-200:]):
-        return Check(name, "problem", f"the JSON is in `{reply.field}`, not in the content", wanted, evidence=seen)
+        return Check(name, "problem", f"the JSON is in `{reply.field}`, not in the content", wanted, evidence=evidence)
     if reply.finish == "length" and thought.text and reply.content.lstrip().startswith("{"):
         return Check(name, "ok", f"{thought.num_tokens} tokens of thinking, then JSON, cut off at {reply.num_tokens} tokens")
     if reply.finish == "length":
-        return Check(name, "could not tell", f"no JSON within {reply.num_tokens} tokens", evidence=seen)
+        return Check(name, "could not tell", f"no JSON within {reply.num_tokens} tokens", evidence=evidence)
     if not reply.content.strip():
-        return Check(name, "problem", "no content at all", wanted, evidence=seen)
-    return Check(name, "not applicable", "the server answers without JSON: it ignores response_format", evidence=seen)
+        return Check(name, "problem", "no content at all", wanted, evidence=evidence)
+    return Check(name, "not applicable", "the server answers without JSON: it ignores response_format", evidence=evidence)
 
 
 def _is_json(text: str) -> bool:

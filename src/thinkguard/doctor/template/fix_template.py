@@ -6,17 +6,17 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from thinkguard.doctor.template.evidence import own
-from thinkguard.doctor.template.mended import Scope, Strategy, written
+from thinkguard.doctor.template.evidence import exchange
+from thinkguard.doctor.template.mended import Scope, Strategy, mended_source
 from thinkguard.doctor.template.probes import FIELDS, answer, label, probes, thought
 from thinkguard.doctor.template.readings import DEFAULT, Readings, kept, printed, read_template, shape, spelled
 from thinkguard.doctor.template.sandbox import Job, Renderer
-from thinkguard.doctor.template.unread import described, stopped
+from thinkguard.doctor.template.unread import description, first_stopped
 from thinkguard.errors import InputError, UnsupportedError
 from thinkguard.formats.fit import any_of
 from thinkguard.formats.renders import SWITCHES
 
-_WANTED = ("content", *FIELDS)
+_FORMS = ("content", *FIELDS)
 
 
 def fix_template(renderer: Renderer, readings: Readings, out: Path) -> list[str]:
@@ -32,45 +32,45 @@ def fix_template(renderer: Renderer, readings: Readings, out: Path) -> list[str]
     if not readings.works:
         why = readings.errors[0] if readings.errors else "a question and an answer do not come out"
         raise UnsupportedError(f"this chat template cannot be mended, because it does not render: {why}")
-    stuck, _, error = stopped(readings).partition(": ")
-    if stuck.startswith(("final", "both", "earlier")):  # what is to be mended; no other body would get through it
-        raise UnsupportedError(f"this chat template cannot be mended, because it {error} on {described(stuck)}")
-    if not _lacking(readings):
+    probe, _, error = first_stopped(readings).partition(": ")
+    if probe.startswith(("final", "both", "earlier")):  # the conversations to mend: a mended template stops there too
+        raise UnsupportedError(f"this chat template cannot be mended, because it {error} on {description(probe)}")
+    if not _losses(readings):
         raise InputError("nothing to mend: this chat template keeps the reasoning of every turn, inline and in every field")
     if readings.format.channel is not None:
         raise UnsupportedError(
             f"format {readings.format.name!r} writes a turn as several messages, and reasoning inside the content cannot be "
             f"told from an answer there; hand it over as {spelled(readings.fields_kept) or 'tokens'}"
         )
-    tried: list[str] = []
-    chosen: tuple[str, Readings, Strategy] | None = None
+    attempts: list[str] = []
+    choice: tuple[str, Readings, Strategy] | None = None
     for strategy in _strategies(readings):
-        source = written(readings.source, readings.format, strategy)
+        source = mended_source(readings.source, readings.format, strategy)
         wrong = _wrong_turns(renderer, readings, source)
         if wrong is None:
             after = read_template(renderer, source, readings.format, bos=readings.bos, eos=readings.eos)
             wrong = _worse(readings, after)
         if wrong is not None:
-            tried.append(f"{strategy}: {wrong}")
+            attempts.append(f"{strategy}: {wrong}")
             continue
-        chosen = chosen or (source, after, strategy)
+        choice = choice or (source, after, strategy)
         if not _lost_beside_calls(after):
-            chosen = (source, after, strategy)
+            choice = (source, after, strategy)
             break
-    if chosen is None:
-        raise UnsupportedError("this chat template cannot be mended. Tried: " + "; ".join(tried))
-    source, after, strategy = chosen
+    if choice is None:
+        raise UnsupportedError("this chat template cannot be mended. Tried: " + "; ".join(attempts))
+    source, after, strategy = choice
     num = _compare_prompts(renderer, readings, source)
     with out.open("x", encoding="utf-8", newline="") as file:
         file.write(source)
-    return _told(readings, after, strategy, num, out)
+    return _summary(readings, after, strategy, num, out)
 
 
 def _strategies(readings: Readings) -> Iterator[Strategy]:
-    """The smallest change first."""
-    unread = tuple(field for field in FIELDS if not _whole(readings.shape(f"final/{field}/{DEFAULT}")))
+    """Yield the ways to mend, the smallest change first."""
+    unread = tuple(field for field in FIELDS if not _is_whole(readings.shape(f"final/{field}/{DEFAULT}")))
     read = next((field for field in FIELDS if field not in unread), "")
-    drop = _inserted(readings)
+    drop = _insertion(readings)
     for switch in readings.history_switches:
         yield Strategy("none", unread, read, switch=switch)
     hides: tuple[Scope, ...] = ("none", "earlier", "all")
@@ -80,68 +80,68 @@ def _strategies(readings: Readings) -> Iterator[Strategy]:
             yield Strategy(hide, unread, read, drop)
 
 
-def _inserted(readings: Readings) -> str:
-    """What the template puts in front of an answer without reasoning, from its first marker on."""
+def _insertion(readings: Readings) -> str:
+    """Return what the template writes in front of an answer without reasoning, from the first marker on; "" for nothing."""
     for probe in (f"final/plain/{DEFAULT}", "earlier/plain"):
-        text = own(readings.text(probe)).partition(answer(1))[0]
+        text = exchange(readings.text(probe)).partition(answer(1))[0]
         match = re.search(any_of((*readings.format.starts, *readings.format.ends)), text)
         if match:
             return text[match.start() :]
     return ""
 
 
-def _whole(shown: str) -> bool:
-    """Whether a turn came out as one block with the answer behind it, and nothing else."""
-    return shown.startswith("SREA")
+def _is_whole(letters: str) -> bool:
+    """Whether a turn's shape is one block with the answer behind it, and nothing in front."""
+    return letters.startswith("SREA")
 
 
-def _lacking(readings: Readings) -> list[str]:
-    """Which turns lose reasoning or get another block, in words."""
-    final = [form for form in _WANTED if not _whole(readings.shape(f"final/{form}/{DEFAULT}"))]
-    earlier = [form for form in _WANTED if not _whole(readings.shape(f"earlier/{form}"))]
-    told = [f"the final turn ({spelled(final)})"] if final else []
-    return told + ([f"earlier turns ({spelled(earlier)})"] if earlier else [])
+def _losses(readings: Readings) -> list[str]:
+    """Say which turns lose their reasoning or get another block; empty if none does."""
+    final = [form for form in _FORMS if not _is_whole(readings.shape(f"final/{form}/{DEFAULT}"))]
+    earlier = [form for form in _FORMS if not _is_whole(readings.shape(f"earlier/{form}"))]
+    losses = [f"the final turn ({spelled(final)})"] if final else []
+    return losses + ([f"earlier turns ({spelled(earlier)})"] if earlier else [])
 
 
 def _wrong_turns(renderer: Renderer, readings: Readings, source: str) -> str | None:
-    """Return which turn a mended template writes otherwise than as one block with the answer behind it."""
+    """Return the first turn that a mended template does not write as one block with the answer behind it; None if none."""
     format = readings.format
     jobs = probes(format, {"bos_token": readings.bos, "eos_token": readings.eos, **readings.tools})
-    names = [name for form in _WANTED for name in (f"final/{form}/{DEFAULT}", f"earlier/{form}")]
-    for name, made in zip(names, renderer.render(source, [jobs[name] for name in names]), strict=True):
-        came = shape(made.text or "", format)
-        if not _whole(came):
-            return f"{name}: {made.error or came or 'nothing'} instead of SREA"
-        if re.search(any_of(format.answer_starts), own(made.text or "").partition(thought(1))[0]):
+    names = [name for form in _FORMS for name in (f"final/{form}/{DEFAULT}", f"earlier/{form}")]
+    for name, render in zip(names, renderer.render(source, [jobs[name] for name in names]), strict=True):
+        letters = shape(render.text or "", format)
+        if not _is_whole(letters):
+            return f"{name}: {render.error or letters or 'nothing'} instead of SREA"
+        if re.search(any_of(format.answer_starts), exchange(render.text or "").partition(thought(1))[0]):
             return f"{name}: the reasoning stands behind the answer's own marker"
     return None
 
 
 def _worse(before: Readings, after: Readings) -> str | None:
-    """Return what a mended template does worse than the old one."""
-    for name, made in before.renders.items():
-        if made.text is None:
+    """Return the first thing that a mended template does worse than the old one; None if there is none."""
+    for name, old in before.renders.items():
+        if old.text is None:
             continue
-        now = after.renders[name]
-        if now.text is None:
-            return f"{name} raises {now.error}"
-        if "/plain" in name and made.text != now.text and not name.startswith("literal"):
+        new = after.renders[name]
+        if new.text is None:
+            return f"{name} raises {new.error}"
+        if "/plain" in name and old.text != new.text and not name.startswith("literal"):
             return f"{name} is written differently"
-        if printed(made.text):
+        if printed(old.text):
             continue
-        if name.startswith("call") and made.text != now.text and not name.startswith("call/none"):
+        if name.startswith("call") and old.text != new.text and not name.startswith("call/none"):
             return f"{name} is written differently"
         if name.startswith("tool") and kept(before.shape(name)) and not kept(after.shape(name)):
             return f"{name} loses its reasoning"
         if name.startswith("literal") and (gone := {*before.shape(name)} & {*"RAT"} - {*after.shape(name)}):
             return f"{name} loses text ({', '.join(sorted(gone))})"
-        if bool(made.generation) != bool(now.generation):
+        if bool(old.generation) != bool(new.generation):
             return f"{name}: the marks of {{% generation %}} are lost"
-        if made.generation and "/content" in name and not _learned(now.text, now.generation):
+        if old.generation and "/content" in name and not _learned(new.text, new.generation):
             return f"{name}: {{% generation %}} does not mark the reasoning"
     for key, held in before.prefix.items():
         form, _, switch = key.partition("/")
-        closed = form != "plain" and before.state(switch) == "closed"  # never the beginning of a text with reasoning
+        closed = form != "plain" and before.state(switch) == "closed"  # such a prompt never begins a text with reasoning
         if held and not closed and not after.prefix.get(key):
             return f"the prompt no longer begins the training text ({key})"
     return None
@@ -153,48 +153,49 @@ def _learned(text: str, spans: tuple[tuple[int, int], ...]) -> bool:
 
 
 def _lost_beside_calls(readings: Readings) -> list[str]:
-    """The forms in which a turn with a tool call loses its reasoning."""
+    """Return the forms in which a turn with a tool call loses its reasoning."""
     probes = ("tool", "tool loop")
-    called = {form: [readings.shape(readings.called(f"{probe}/{form}")) for probe in probes] for form in _WANTED}
+    called = {form: [readings.shape(readings.called(f"{probe}/{form}")) for probe in probes] for form in _FORMS}
     return [form for form, shapes in called.items() if not all(map(kept, shapes))]
 
 
 def _compare_prompts(renderer: Renderer, readings: Readings, source: str) -> int:
-    """Compare prompts after every conversation, with every switch, tools and a system message; return how many.
+    """Compare the old and the mended template's prompts: after every conversation, with every switch, tools and a system
+    message. Returns how many were compared.
 
-    They are written by the old body, so that a difference is a mistake of this module: UnsupportedError.
+    UnsupportedError for a difference, which is a mistake of this module: both prompts come from the old body.
     """
     tokens = {"bos_token": readings.bos, "eos_token": readings.eos, **readings.tools}
     system = {"role": "system", "content": "Be brief."}
-    made = probes(readings.format, tokens)
-    asked: list[Job] = []
-    for name, job in made.items():
+    conversations = probes(readings.format, tokens)
+    jobs: list[Job] = []
+    for name, job in conversations.items():
         if name.endswith(DEFAULT) or not name.startswith(("prompt", "final", "earlier")):
-            asked.append(Job(job.messages, True, job.kwargs))
+            jobs.append(Job(job.messages, True, job.kwargs))
         if name.startswith(("history", "tool loop")):
-            asked.append(Job([system, *job.messages], True, job.kwargs))
-    asked += [Job(made["history/content"].messages, True, {**tokens, **switch}) for switch in SWITCHES[1:]]
-    asked += [made[f"prompt/{label(switch)}"] for switch in SWITCHES[1:]]
-    was, now = renderer.render(readings.source, asked), renderer.render(source, asked)
-    for job, old, new in zip(asked, was, now, strict=True):
+            jobs.append(Job([system, *job.messages], True, job.kwargs))
+    jobs += [Job(conversations["history/content"].messages, True, {**tokens, **switch}) for switch in SWITCHES[1:]]
+    jobs += [conversations[f"prompt/{label(switch)}"] for switch in SWITCHES[1:]]
+    olds, news = renderer.render(readings.source, jobs), renderer.render(source, jobs)
+    for job, old, new in zip(jobs, olds, news, strict=True):
         if (old.text, old.error, old.generation) != (new.text, new.error, new.generation):
             switch = label({key: value for key, value in job.kwargs.items() if key not in tokens})
             raise UnsupportedError(f"the mended template writes another prompt ({switch}): {new.error or new.text}")
-    return len(asked)
+    return len(jobs)
 
 
-def _told(before: Readings, after: Readings, strategy: Strategy, num: int, out: Path) -> list[str]:
-    told = [f"{out}: {strategy}"]
-    told += [f"kept in training texts now: {where}" for where in _lacking(before)]
-    told.append(f"prompts are the same byte for byte, compared after {num} conversations")
+def _summary(before: Readings, after: Readings, strategy: Strategy, num: int, out: Path) -> list[str]:
+    lines = [f"{out}: {strategy}"]
+    lines += [f"kept in training texts now: {where}" for where in _losses(before)]
+    lines.append(f"prompts are the same byte for byte, compared after {num} conversations")
     if not kept(before.shape("history/content")):
-        told.append(
+        lines.append(
             "prompts still leave out the reasoning of earlier turns, as before, and training texts of several turns now "
             "hold it: make one record per turn where the two should agree"
         )
-    if lost := _lost_beside_calls(after):
-        told.append(f"not mended: reasoning in a turn with a tool call ({spelled(lost)})")
-    broken = [form for form in _WANTED if not any(after.prefix.get(f"{form}/{on}") for on in (DEFAULT, after.on))]
+    if losses := _lost_beside_calls(after):
+        lines.append(f"not mended: reasoning in a turn with a tool call ({spelled(losses)})")
+    broken = [form for form in _FORMS if not any(after.prefix.get(f"{form}/{on}") for on in (DEFAULT, after.on))]
     if broken:
-        told.append(f"not mended: the prompt is not the beginning of the training text ({spelled(broken)})")
-    return told
+        lines.append(f"not mended: the prompt is not the beginning of the training text ({spelled(broken)})")
+    return lines

@@ -105,27 +105,28 @@ class Strategy:
 
     hide: Scope  # in which turns the markers are hidden from the old body
     unread: tuple[str, ...] = ()  # fields that the old body does not read
-    read: str = ""  # the field that those are renamed to in turns with visible markers; "" puts them into the content
-    drop: str = ""  # what the old body writes in front of a turn without reasoning; left out where there is some
+    read: str = ""  # what unread fields are renamed to in turns whose markers stay visible; "": they join the content
+    drop: str = ""  # what the old body writes in front of a turn without reasoning; left out of turns with reasoning
     switch: str = ""  # a variable of the template that is set for training: "clear_thinking=False"
 
     def __str__(self) -> str:
-        """Say it for people."""
-        told = []
+        """Say what the strategy changes."""
+        changes = []
         if self.switch:
-            told.append(f"its own switch {self.switch} is set")
+            changes.append(f"its own switch {self.switch} is set")
         if self.hide != "none":
-            told.append(f"markers are hidden from the old body in {'every turn' if self.hide == 'all' else 'earlier turns'}")
+            where = "every turn" if self.hide == "all" else "earlier turns"
+            changes.append(f"markers are hidden from the old body in {where}")
         if self.unread:
             where = f"renamed to {self.read}" if self.read and self.hide != "all" else "put into the content"
-            told.append(f"{', '.join(self.unread)} {where}")
+            changes.append(f"{', '.join(self.unread)} {where}")
         if self.drop:
-            told.append(f"{self.drop!r} left out in front of reasoning")
-        return " and ".join(told) or "as it is"
+            changes.append(f"{self.drop!r} left out in front of reasoning")
+        return " and ".join(changes) or "as it is"
 
 
-def written(source: str, format: ThinkFormat, strategy: Strategy) -> str:
-    """Write the template."""
+def mended_source(source: str, format: ThinkFormat, strategy: Strategy) -> str:
+    """Return the mended template's source."""
     body = re.sub(r"(?:\r\n|\r|\n)\Z", "", source, count=1)  # jinja2 leaves out the last newline of a file,
     body = re.sub(r"\A[ \t]+(?=\{[%#](?!\+))", "", body)  # and with lstrip_blocks what is in front of the first tag
     marked = _GENERATION.search(body) is not None
@@ -161,7 +162,7 @@ def written(source: str, format: ThinkFormat, strategy: Strategy) -> str:
 
 
 def _called(match: re.Match[str]) -> str:
-    """Write a generation tag as a call of a macro, which is what it is, with the same white space."""
+    """Write a {% generation %} tag as a call of the macro that stands in for it, with the same white space."""
     before, end, after = match.groups()
     return f"{{%{before} {'endcall' if end else 'call thinkguard_generation()'} {after}%}}"
 
@@ -186,7 +187,7 @@ def _set(switch: str) -> str:
 
 
 def _spell(value: str | list[str]) -> str:
-    """Spell a string, or a list of them, as jinja2 reads it; what is not ASCII is escaped only if it is hidden."""
+    """Spell a string, or a list of them, as jinja2 reads it; outside ASCII only the hidden characters are escaped."""
     if isinstance(value, list):
         return f"[{', '.join(map(_spell, value))}]"
     value = re.sub(r"[\\']", r"\\\g<0>", value)

@@ -1,6 +1,6 @@
-"""The conversations that a chat template is given, with words of our own in place of what people say.
+"""The conversations that a chat template is given, with sentinels, words of our own, in place of what people say.
 
-What becomes of a word is what becomes of the reasoning, answer or question in its place.
+What becomes of a sentinel becomes of the question, the reasoning or the answer that it stands for.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def label(switch: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in switch.items()) or "by default"
 
 
-def inline(format: ThinkFormat, n: int, said: str) -> str:
-    """Content that holds the n-th reasoning in the family's own markers, and what is said."""
-    return f"{format.open_text}{thought(n)}{format.close_text}{said}"
+def inline(format: ThinkFormat, n: int, words: str) -> str:
+    """Return content that holds the n-th reasoning in the family's own markers, with `words` behind it."""
+    return f"{format.open_text}{thought(n)}{format.close_text}{words}"
 
 
 def user(n: int, behind: str = "") -> dict[str, Any]:
@@ -79,27 +79,27 @@ def user(n: int, behind: str = "") -> dict[str, Any]:
     return {"role": "user", "content": question(n) + behind}
 
 
-def turn(format: ThinkFormat, form: str, n: int, behind: str = "", said: str | None = None) -> dict[str, Any]:
-    """The n-th assistant turn, its reasoning handed over in `form`; "plain" is without reasoning."""
-    said = answer(n) + behind if said is None else said
-    content: Any = said
+def turn(format: ThinkFormat, form: str, n: int, behind: str = "", words: str | None = None) -> dict[str, Any]:
+    """Return the n-th assistant turn, its reasoning handed over in `form`; "plain" has no reasoning."""
+    words = answer(n) + behind if words is None else words
+    content: Any = words
     fields: dict[str, Any] = {}
     if form == "content":
-        content = inline(format, n, said)
+        content = inline(format, n, words)
     elif form == "text part":
-        content = [{"type": "text", "text": inline(format, n, said)}]
+        content = [{"type": "text", "text": inline(format, n, words)}]
     elif form in PARTS:
         reasoning: Any = thought(n) if form == "thinking part" else [{"type": "text", "text": thought(n)}]
-        content = [{"type": "thinking", "thinking": reasoning}, {"type": "text", "text": said}]
+        content = [{"type": "thinking", "thinking": reasoning}, {"type": "text", "text": words}]
     elif form in FIELDS:
         fields[form] = thought(n)
     return {"role": "assistant", "content": content, **fields}
 
 
 def call(arguments: str) -> list[dict[str, Any]]:
-    """A tool call whose arguments come as "dict" or as "text"."""
-    given: Any = {"key": CALLED}
-    function = {"name": "look_up", "arguments": given if arguments == "dict" else json.dumps(given)}
+    """Return a tool call whose arguments come as "dict" or as "text"."""
+    values: Any = {"key": CALLED}
+    function = {"name": "look_up", "arguments": values if arguments == "dict" else json.dumps(values)}
     return [{"id": "call00000", "type": "function", "function": function}]
 
 
@@ -109,7 +109,7 @@ def result() -> dict[str, Any]:
 
 
 def probes(format: ThinkFormat, tokens: Mapping[str, Any]) -> dict[str, Job]:
-    """Every conversation by name; `tokens` are variables that each is given, such as `bos_token`."""
+    """Return every conversation by name. All get the variables `tokens`, such as `bos_token`."""
     return {
         name: Job(messages, prompt, {**tokens, **switch})
         for part in (_prompts, _finals, _histories, _odd_turns, _tool_turns, _literals)
@@ -117,60 +117,60 @@ def probes(format: ThinkFormat, tokens: Mapping[str, Any]) -> dict[str, Job]:
     }
 
 
-_Made = Iterator[tuple[str, list[dict[str, Any]], bool, Mapping[str, Any]]]
+_Probes = Iterator[tuple[str, list[dict[str, Any]], bool, Mapping[str, Any]]]
 
 
-def _prompts(format: ThinkFormat) -> _Made:
+def _prompts(format: ThinkFormat) -> _Probes:
     for switch in (*SWITCHES, *HISTORY_SWITCHES):
         yield f"prompt/{label(switch)}", [user(1)], True, switch
 
 
-def _finals(format: ThinkFormat) -> _Made:
+def _finals(format: ThinkFormat) -> _Probes:
     for switch in SWITCHES:
         on = label(switch) in ON
         for form in ("plain", *(FORMS if on else ())):
             yield f"final/{form}/{label(switch)}", [user(1), turn(format, form, 1)], False, switch
     for field in FIELDS:
-        both = {**turn(format, "content", 1), field: thought(1)}
-        yield f"both/{field}", [user(1), both], False, {}
+        message = {**turn(format, "content", 1), field: thought(1)}
+        yield f"both/{field}", [user(1), message], False, {}
 
 
-def _histories(format: ThinkFormat) -> _Made:
+def _histories(format: ThinkFormat) -> _Probes:
     for form in ("plain", *FORMS):
-        two = [user(1), turn(format, form, 1), user(2)]
-        yield f"earlier/{form}", [*two, turn(format, form, 2)], False, {}
-        yield f"history/{form}", two, True, {}
+        chat = [user(1), turn(format, form, 1), user(2)]
+        yield f"earlier/{form}", [*chat, turn(format, form, 2)], False, {}
+        yield f"history/{form}", chat, True, {}
         for switch in HISTORY_SWITCHES if form in ("content", *FIELDS) else ():
-            yield f"earlier/{form}/{label(switch)}", [*two, turn(format, form, 2)], False, switch
+            yield f"earlier/{form}/{label(switch)}", [*chat, turn(format, form, 2)], False, switch
 
 
-def _odd_turns(format: ThinkFormat) -> _Made:
-    opened = {"role": "assistant", "content": format.open_text + thought(1)}
-    yield "half-open", [user(1), opened], False, {}
-    yield "prefill", [user(1), {**opened, "content": opened["content"] + CUT}], False, {}
+def _odd_turns(format: ThinkFormat) -> _Probes:
+    message = {"role": "assistant", "content": format.open_text + thought(1)}
+    yield "half-open", [user(1), message], False, {}
+    yield "prefill", [user(1), {**message, "content": message["content"] + CUT}], False, {}
     parts = {"role": "user", "content": [{"type": "text", "text": question(1)}]}
     yield "user parts", [parts, turn(format, "plain", 1)], False, {}
     yield "parts", [user(1), {"role": "assistant", "content": [{"type": "text", "text": answer(1)}]}], False, {}
 
 
-def _tool_turns(format: ThinkFormat) -> _Made:
+def _tool_turns(format: ThinkFormat) -> _Probes:
     tools = {"tools": TOOLS}
     for arguments in ("dict", "text"):
         calls = call(arguments)
         for kind, fields in (("empty", {"content": ""}), ("none", {"content": None}), ("absent", {})):
-            called = {"role": "assistant", **fields, "tool_calls": calls}
-            yield f"call/{kind}/{arguments}", [user(1), called, result()], False, tools
+            message = {"role": "assistant", **fields, "tool_calls": calls}
+            yield f"call/{kind}/{arguments}", [user(1), message, result()], False, tools
         for form in FORMS:
-            called = {**turn(format, form, 1, said=""), "tool_calls": calls}
-            yield f"tool/{form}/{arguments}", [user(1), called], False, tools
-            whole = [user(1), called, result(), turn(format, form, 2)]
-            yield f"tool loop/{form}/{arguments}", whole, False, tools
+            message = {**turn(format, form, 1, words=""), "tool_calls": calls}
+            yield f"tool/{form}/{arguments}", [user(1), message], False, tools
+            chat = [user(1), message, result(), turn(format, form, 2)]
+            yield f"tool loop/{form}/{arguments}", chat, False, tools
 
 
-def _literals(format: ThinkFormat) -> _Made:
+def _literals(format: ThinkFormat) -> _Probes:
     for kind, marker in (("end", format.ends[0]), ("start", format.starts[0])):
         quoted = f" {marker} {TAIL}"
         for form in ("plain", "content", *FIELDS):
             yield f"literal/{kind}/{form}", [user(1), turn(format, form, 1, quoted)], False, {}
-        asked = [user(1, quoted), turn(format, "plain", 1)]
-        yield f"literal/{kind}/user", asked, False, {}
+        chat = [user(1, quoted), turn(format, "plain", 1)]
+        yield f"literal/{kind}/user", chat, False, {}

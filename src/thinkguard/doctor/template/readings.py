@@ -1,4 +1,4 @@
-"""What a chat template does, read from what it wrote: never from its source."""
+"""What a chat template does, read from the texts that it writes and never from its source."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _LIST: Final = re.compile(r"""['"]type['"]\s*:\s*['"]t(?:ext|hinking)['"]""")
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """What one chat template made of every probe; the rest is derived from that.
+    """What one chat template wrote for every probe, and what follows from that.
 
-    A turn's *shape* spells, in order, what came out of it: S a start, E an end, R the reasoning, A the answer, T what
-    stands behind a quoted marker. "SRA" has lost its end, "A" its reasoning, "" stands for a render that failed.
+    A turn's *shape* spells, in order, what came out of it: S a start, E an end, R the reasoning, A the answer, T the tail
+    behind a quoted marker. "SRA" has lost its end, "A" its reasoning; a render that failed has the shape "".
     """
 
     source: str
@@ -52,11 +52,11 @@ class Readings:
     prefix_ids: Mapping[str, bool] = field(default_factory=dict)  # the same of the ids; empty without a tokenizer
 
     def text(self, name: str) -> str:
-        """What a probe rendered to, "" if it failed."""
+        """Return what a probe rendered to, "" if it failed."""
         return self.renders[name].text or "" if name in self.renders else ""
 
     def error(self, name: str) -> str:
-        """Why a probe did not render, "" if it did."""
+        """Return why a probe did not render, "" if it did."""
         return self.renders[name].error if name in self.renders else "not rendered"
 
     @property
@@ -72,11 +72,11 @@ class Readings:
     @property
     def errors(self) -> tuple[str, ...]:
         """Each distinct failure once."""
-        return tuple(dict.fromkeys(made.error for made in self.renders.values() if made.error))
+        return tuple(dict.fromkeys(render.error for render in self.renders.values() if render.error))
 
     @property
     def switches(self) -> dict[str, str]:
-        """The switches that change the default prompt, and what each makes of it."""
+        """The switches that change the default prompt, each with the prompt's state under it."""
         default = self.text("prompt/by default")
         found: dict[str, str] = {}
         for switch in map(label, SWITCHES[1:]):
@@ -92,14 +92,14 @@ class Readings:
 
     def state(self, switch: str) -> PromptState:
         """Whether the generation prompt with a switch opens the reasoning, closes it, or does neither."""
-        own = self.opening(switch)
-        if not own.strip():
+        markers = self.opening(switch)
+        if not markers.strip():
             return "none"
-        last = re.search(rf"({any_of(self.format.starts)})\s*\Z", own)
+        last = re.search(rf"({any_of(self.format.starts)})\s*\Z", markers)
         return "open" if last else "closed"
 
     def opening(self, switch: str = DEFAULT) -> str:
-        """The markers, and the white space around them, that a generation prompt ends with."""
+        """Return the markers, with the white space around them, that a generation prompt ends with; "" for none."""
         names = map(any_of, (self.format.starts, self.format.ends, self.format.answer_starts))
         markers = "|".join(names)
         match = re.search(rf"(?:{markers})(?:\s|{markers})*\Z", self.text(f"prompt/{switch}"))
@@ -112,12 +112,12 @@ class Readings:
     @property
     def fields_kept(self) -> frozenset[str]:
         """The forms (`probes.FORMS`) in which the final turn's reasoning comes out in the family's markers."""
-        return frozenset(form for form, shown in self._finals.items() if kept(shown))
+        return frozenset(form for form, shape in self._finals.items() if kept(shape))
 
     @property
     def fields_bare(self) -> frozenset[str]:
         """The forms in which the final turn's reasoning comes out, but not in the family's markers."""
-        return frozenset(form for form, shown in self._finals.items() if "R" in shown and not kept(shown))
+        return frozenset(form for form, shape in self._finals.items() if "R" in shape and not kept(shape))
 
     @property
     def _finals(self) -> dict[str, str]:
@@ -132,7 +132,7 @@ class Readings:
 
     @property
     def history_switches(self) -> tuple[str, ...]:
-        """The switches that keep the reasoning of earlier turns where it is lost without them."""
+        """The switches that keep reasoning of earlier turns that is lost without them."""
         forms = [form for form in ("content", *FIELDS) if form not in self.earlier_kept]
         return tuple(
             switch
@@ -142,39 +142,39 @@ class Readings:
 
     @property
     def on(self) -> str:
-        """The switch under which a training text with reasoning should be rendered: the first that closes nothing."""
+        """The switch to render a training text with reasoning under: the first whose prompt does not close the block."""
         return next((switch for switch in ON if self.state(switch) != "closed"), DEFAULT)
 
     def called(self, probe: str) -> str:
-        """The name of a probe with a tool call: its arguments as a dictionary, or as text where only that renders."""
+        """Return the name of a probe with a tool call: with arguments as a dictionary, or as text if only that renders."""
         return next((name for name in (f"{probe}/dict", f"{probe}/text") if self.text(name)), f"{probe}/dict")
 
 
 def printed(text: str) -> bool:
-    """Whether a list of parts was written as the list that it is, which no template means to do."""
+    """Whether a content of parts was printed as a Python or JSON list, which no template means to do."""
     return _LIST.search(text) is not None
 
 
-def kept(shown: str) -> bool:
+def kept(shape: str) -> bool:
     """Whether a shape has the reasoning between a start and an end, and the answer, if any, behind it."""
-    return "SRE" in shown and ("A" not in shown or shown.rindex("A") > shown.index("SRE"))
+    return "SRE" in shape and ("A" not in shape or shape.rindex("A") > shape.index("SRE"))
 
 
 def shape(text: str, format: ThinkFormat, n: int = 1) -> str:
     """Spell what came out of the n-th assistant turn, as `Readings` describes."""
-    _, found, own = text.partition(question(n))
+    _, found, rest = text.partition(question(n))
     if not found:
         return ""
-    own = own.partition(question(n + 1))[0]
+    rest = rest.partition(question(n + 1))[0]
     words = {"R": re.escape(thought(n)), "A": re.escape(answer(n)), "T": re.escape(TAIL)}
     markers = {"S": any_of(format.starts), "E": any_of(format.ends)}
     names = "|".join(f"(?P<{name}>{pattern})" for name, pattern in {**markers, **words}.items())
-    shown = "".join(match.lastgroup or "" for match in re.finditer(names, own))
+    letters = "".join(match.lastgroup or "" for match in re.finditer(names, rest))
     shared = format.channel is not None or set(format.ends) & set(format.turn_ends)
-    if shared:  # the end marker also ends turns: it is one only behind a start
-        shown = re.sub(r"(?<![SRT])E", "", shown)
-        shown = re.sub(r"(?<=R)E(?!.)", "E", shown)
-    return shown
+    if shared:  # the end marker also ends turns: it counts only behind a start
+        letters = re.sub(r"(?<![SRT])E", "", letters)
+        letters = re.sub(r"(?<=R)E(?!.)", "E", letters)
+    return letters
 
 
 def read_template(
@@ -189,22 +189,22 @@ def read_template(
     """Render every probe and read what came out. Without a format the markers are `<think>...</think>`.
 
     A template that renders nothing without tools is given one. With a tokenizer (`encode(text, add_special_tokens=)`) the
-    prompt is compared with the training text as ids, too. Takes a few tenths of a second.
+    prompt and the training text are compared as ids, too. Takes a few tenths of a second.
     """
     family = format or ThinkFormat.from_name(_PLAIN)
     tokens: dict[str, Any] = {"bos_token": bos, "eos_token": eos}
-    made = _render(renderer, source, family, tokens)
+    renders = _render(renderer, source, family, tokens)
     needs_tools = False
-    stuck = made["prompt/by default"].error.startswith("took")
-    if not made["prompt/by default"].text and not made["final/plain/by default"].text and source and not stuck:
+    stuck = renders["prompt/by default"].error.startswith("took")
+    if not renders["prompt/by default"].text and not renders["final/plain/by default"].text and source and not stuck:
         with_tools = _render(renderer, source, family, {**tokens, "tools": TOOLS})
         if with_tools["final/plain/by default"].text:
-            made, needs_tools = with_tools, True
+            renders, needs_tools = with_tools, True
     prefix: dict[str, bool] = {}
     prefix_ids: dict[str, bool] = {}
     for form in ("plain", *FORMS):
         for switch in ON:
-            prompt, text = (made[name].text for name in (f"prompt/{switch}", f"final/{form}/{switch}"))
+            prompt, text = (renders[name].text for name in (f"prompt/{switch}", f"final/{form}/{switch}"))
             if not prompt or not text or (form != "plain" and thought(1) not in text):
                 continue
             key = f"{form}/{switch}"
@@ -212,7 +212,7 @@ def read_template(
             if tokenizer is not None and prefix[key]:
                 ids, whole = (_encode(tokenizer, part) for part in (prompt, text))
                 prefix_ids[key] = whole[: len(ids)] == ids
-    return Readings(source, family, format is not None, made, bos, eos, needs_tools, prefix, prefix_ids)
+    return Readings(source, family, format is not None, renders, bos, eos, needs_tools, prefix, prefix_ids)
 
 
 def _render(renderer: Renderer, source: str, format: ThinkFormat, tokens: Mapping[str, Any]) -> dict[str, Rendered]:

@@ -25,11 +25,11 @@ _RUN: Final = "import sys; sys.path[:] = sys.argv[1:]; from thinkguard.doctor.te
 _MAX_DEATHS: Final = 3
 _START_S: Final = 60
 _PATIENCE: Final = 20 if hasattr(signal, "setitimer") else 1
-"""How many times its CPU time a call may last; 1 where a child has no timer for that, and the wall clock is all there is."""
+"""A call may last so many times its CPU time by the wall clock; once where no timer of CPU time exists."""
 _OUT_OF_TIME: Final = {-getattr(signal, name) for name in ("SIGPROF", "SIGXCPU") if hasattr(signal, name)}
 """The exit statuses of a child that has used up its CPU time."""
 _TRIES: Final = 2  # calls in which a template may use up its time
-_SHARE: Final = 8  # what it has of that in each further call: one part in so many
+_SHARE: Final = 8  # in each further call it gets one part in so many of its time
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +41,14 @@ class Job:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def context(self) -> dict[str, Any]:
-        """What transformers hands to a template."""
-        given = {"messages": list(self.messages), "tools": None, "documents": None}
-        return {**given, "add_generation_prompt": self.add_generation_prompt, **self.kwargs}
+        """Return the variables that transformers hands to a template."""
+        variables = {"messages": list(self.messages), "tools": None, "documents": None}
+        return {**variables, "add_generation_prompt": self.add_generation_prompt, **self.kwargs}
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """What a template made of a job: a text, or the reason why there is none."""
+    """What a template wrote for a job: a text, or the reason why there is none."""
 
     text: str | None
     error: str = ""
@@ -59,15 +59,15 @@ class Renderer:
     """Renders templates in one child process, started when first needed and replaced when it is stuck or dead.
 
     A context manager; not for several threads at once. `limit_s` is the CPU time of one call of `render` or `renders`. A
-    template that used it up twice has an eighth of it from then on; one that `renders` saw do so on a single question is not
-    tried again.
+    template that has used it up in two calls gets an eighth of it in each later call; one that used it up on the single
+    question of `renders` is not rendered again.
     """
 
     def __init__(self, limit_s: float = 5.0) -> None:
         self.limit_s = limit_s
         self._child: subprocess.Popen[bytes] | None = None
-        self._ended: Counter[str] = Counter()  # how many calls a template has used up its time in
-        self._endless: dict[str, str] = {}  # the error of a template that does not get through one question
+        self._ended: Counter[str] = Counter()  # template -> calls in which it used up its time
+        self._endless: dict[str, str] = {}  # template that does not get through one question -> its error
 
     def __enter__(self) -> Renderer:
         return self
@@ -92,40 +92,40 @@ class Renderer:
         child.wait()
 
     def render(self, source: str, jobs: Sequence[Job]) -> list[Rendered]:
-        """Render every job. Those that did not get done have an error that says why; none is left out."""
+        """Render every job, in order. A job that was not rendered has an error that says why."""
         if source in self._endless:
             return [Rendered(None, self._endless[source])] * len(jobs)
-        done: list[Rendered] = []
+        results: list[Rendered] = []
         for _ in range(_MAX_DEATHS):
-            left = [job.context() for job in jobs[len(done) :]]
-            if not left:
-                return done
+            contexts = [job.context() for job in jobs[len(results) :]]
+            if not contexts:
+                return results
             error = ""
-            for answer in self._ask({"kind": "render", "source": source, "jobs": left}, len(left)):
+            for answer in self._ask({"kind": "render", "source": source, "jobs": contexts}, len(contexts)):
                 if isinstance(answer, str):
                     error = answer
                     break
-                done.append(_rendered(answer))
+                results.append(_rendered(answer))
             if error.startswith("took"):
                 break  # the rest would only take as long again
             if error:
-                done.append(Rendered(None, error))
-        return done + [Rendered(None, error or "not rendered")] * (len(jobs) - len(done))
+                results.append(Rendered(None, error))
+        return results + [Rendered(None, error or "not rendered")] * (len(jobs) - len(results))
 
     def renders(self, source: str, bos: str = "", eos: str = "") -> Renders:
-        """What `thinkguard.formats.renders.render` gives, made in the child."""
+        """Return what `thinkguard.formats.renders.render` returns, computed in the child."""
         tokens = {"bos_token": bos, "eos_token": eos}
-        (asked,) = self.render(source, [Job([{"role": "user", "content": USER}], True, tokens)])
-        if asked.error.startswith("took"):
-            self._endless[source] = asked.error
-            return Renders(source, errors=(asked.error,))
+        (prompt,) = self.render(source, [Job([{"role": "user", "content": USER}], True, tokens)])
+        if prompt.error.startswith("took"):
+            self._endless[source] = prompt.error
+            return Renders(source, errors=(prompt.error,))
         (answer,) = self._ask({"kind": "renders", "source": source, "tokens": tokens}, 1)
         if isinstance(answer, str):
             return Renders(source, errors=(answer,))
         return Renders(source, **{**answer, "errors": tuple(answer["errors"])})
 
     def _ask(self, request: Mapping[str, Any], num: int) -> Iterator[dict[str, Any] | str]:
-        """Yield `num` answers, or fewer and then a string: why there are no more."""
+        """Yield `num` answers; if the child ends before, the last item is a string that says why."""
         child = self._started()
         if isinstance(child, str):
             yield child
@@ -174,7 +174,7 @@ class Renderer:
 
 
 class _Clock:
-    """Ends a child process that is not done in time, by the clock on the wall."""
+    """Kills a child process that is not done in time, by the wall clock."""
 
     def __init__(self, child: subprocess.Popen[bytes], limit_s: float) -> None:
         self.late = False

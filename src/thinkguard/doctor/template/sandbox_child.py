@@ -1,7 +1,7 @@
 """The process in which foreign templates run: it reads requests as JSON lines, renders, and answers.
 
-Once it is set up it can open no file, start no process and use no more memory than `MAX_BYTES`. A request that uses more
-CPU time than it may ends the process, whatever runs in it and whether or not the parent is there.
+Once it is set up it can open no file, start no process and use no more memory than `MAX_BYTES`. A request that exceeds
+its CPU time ends the process, whatever code runs and even if the parent is gone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from thinkguard.formats.renders import compile_template, failure, generate, rend
 MAX_BYTES: Final = 1 << 30
 MAX_CHARS: Final = 4 << 20
 _NUM_COMPILED: Final = 4
-_SPARE_S: Final = 2  # seconds of CPU beyond the limit, which is whole seconds here: the timer is finer
+_SPARE_S: Final = 2  # by which RLIMIT_CPU exceeds a request's CPU seconds: it counts whole ones, and the timer is finer
 
 
 def main() -> None:
@@ -60,12 +60,12 @@ def _rendered(template: Any, context: dict[str, Any]) -> dict[str, Any]:
 
 
 def _renders(source: str, **tokens: str) -> dict[str, Any]:
-    made = render(source, **tokens)
-    told = {"prompts": dict(made.prompts), "turn": made.turn, "earlier": made.earlier, "call": made.call}
-    size = sum(map(len, [*made.prompts.values(), made.turn, made.earlier, made.call]))
+    renders = render(source, **tokens)
+    texts = {"prompts": dict(renders.prompts), "turn": renders.turn, "earlier": renders.earlier, "call": renders.call}
+    size = sum(map(len, [*renders.prompts.values(), renders.turn, renders.earlier, renders.call]))
     if size > MAX_CHARS:
         return {"errors": [f"ValueError: the template wrote more than {MAX_CHARS} characters"]}
-    return {**told, "errors": made.errors}
+    return {**texts, "errors": renders.errors}
 
 
 def _answer(value: dict[str, Any]) -> None:

@@ -20,11 +20,11 @@ class Situation:
     trainer: str | None = None
 
     def count(self, *facts: str) -> int:
-        """How many records the data have of these; 0 without data."""
+        """Return how many records have these facts, added up; 0 without data."""
         return sum(self.facts[fact] for fact in facts) if self.facts is not None else 0
 
     def uses(self, form: str) -> int:
-        """How many records hand reasoning over in a form; inline, in the family's own markers."""
+        """Return how many records hand reasoning over in `form`; inline forms count only in the family's own markers."""
         if form == "content":
             return self.count(INLINE)
         if form == "text part":
@@ -33,16 +33,19 @@ class Situation:
 
     @property
     def misspelled(self) -> dict[str, int]:
-        """How many records have inline reasoning in other markers than the family's, by the check that says so."""
+        """Check -> how many records it found to have inline reasoning in markers that are not the family's own."""
         facts = Counter(self.facts)
         return {fact.removeprefix(MISSPELLED): num for fact, num in facts.items() if fact.startswith(MISSPELLED) and num}
 
     def respelled(self) -> Situation:
-        """What the situation would be if those records were written in the family's own markers."""
+        """Return the situation as it would be if the misspelled records were written in the family's own markers."""
         return replace(self, facts=Counter(self.facts) + Counter({INLINE: sum(self.misspelled.values())}))
 
     def follows(self, check: Check, respelled: Check) -> Check:
-        """Give the check back, or one that names whose problem it is, if it is one in the family's own markers alone."""
+        """Return the check; a note that `respelled` makes a problem is skipped, and names the checks to mend first.
+
+        `respelled` is the same check, made as if the records were written in the family's own markers.
+        """
         if check.status != "note" or respelled.status != "problem":
             return check
         stands = f"{' and '.join(self.misspelled)} stands for it: the data do not write the family's own markers"
@@ -59,7 +62,7 @@ class Situation:
         return self.trainer is None or trainer_of(self.trainer).loss not in ("last", "completion")
 
     def for_trainer(self, check: Check) -> Check:
-        """Give the check back, or a note of it, if a problem with training texts is none for the trainer."""
+        """Return the check; a problem with training texts becomes a note if the trainer does not use this template."""
         if check.status != "problem" or self.renders or check.name == "template-renders" or not self.trainer:
             return check
         title = trainer_of(self.trainer).title

@@ -1,4 +1,4 @@
-"""Which ordinary conversations a template does not render, and which checks can tell nothing for that reason."""
+"""Which ordinary conversations a template does not render, and which checks therefore can tell nothing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from thinkguard.doctor.template.probes import FORMS
 from thinkguard.doctor.template.readings import Readings, spelled
 
 _STOPPED: Final = ("took ", "ended the process")
-"""How the error of a render begins that was stopped from outside; what comes behind it is not rendered either."""
-_NEEDED: Final = {
+"""How the error begins if a render was stopped from outside. The probes behind it are not rendered either."""
+_READS: Final = {
     "earlier-reasoning": "earlier/",
     "reasoning-field": "final/",
     "final-reasoning": "final/",
@@ -28,12 +28,10 @@ _NEEDED: Final = {
     "history": "history/",
     "reward-anchor": "prompt/",
 }
-"""By check, how the names of the probes begin that it reads."""
+"""Check -> how the names of the probes that it reads begin."""
 _PLAIN: Final = {"earlier-reasoning": "earlier/plain", "history": "history/plain"}
-"""By check, the probe without reasoning that renders if anything of the kind does."""
-
-
-_SAID: Final = {
+"""Check -> its probe without reasoning: if that does not render, no probe of its kind does."""
+_CONVERSATIONS: Final = {
     "prompt/": "a question",
     "final/": "a question and an answer",
     "both/": "an answer with its reasoning inline and once more",
@@ -51,45 +49,45 @@ _SAID: Final = {
     "literal/start": "a start marker that is only quoted",
     "literal/end": "an end marker that is only quoted",
 }
-"""What is said in a conversation, by how the name of its probe begins."""
+"""How a probe's name begins -> its conversation in words."""
 
 
-def described(probe: str) -> str:
+def description(probe: str) -> str:
     """Say in words what a probe renders."""
-    told = next(said for begin, said in _SAID.items() if probe.startswith(begin))
+    words = next(words for begin, words in _CONVERSATIONS.items() if probe.startswith(begin))
     rest = probe.split("/")[1:]
     form, switch = spelled(rest), next((part for part in rest if "=" in part), "")
-    return told + (f", reasoning given as {form}" if form else "") + (f", with {switch}" if switch else "")
+    return words + (f", reasoning given as {form}" if form else "") + (f", with {switch}" if switch else "")
 
 
-def stopped(readings: Readings) -> str:
+def first_stopped(readings: Readings) -> str:
     """Name the first probe whose render was stopped from outside, and why; "" if none was."""
     probes = ((name, readings.error(name)) for name in readings.renders)
     return next((f"{name}: {error}" for name, error in probes if error.startswith(_STOPPED)), "")
 
 
 def no_result_renders(readings: Readings) -> str:
-    """Why no conversation goes on behind what a tool answered; "" where one does."""
+    """Return why no conversation that goes on behind a tool's answer renders; "" if one does."""
     probes = [f"tool loop/{form}/{arguments}" for form in FORMS for arguments in ("dict", "text")]
     return "" if any(map(readings.text, probes)) else readings.error(probes[0])
 
 
 def failures(readings: Readings) -> dict[str, str]:
-    """The ordinary conversations of more than one turn that raise, in words, and what they raise."""
+    """Return the ordinary conversations of several turns that raise an error: conversation in words -> error."""
     found = {
-        described("earlier/plain"): readings.error("earlier/plain"),
-        described("history/plain"): readings.error("history/plain"),
+        description("earlier/plain"): readings.error("earlier/plain"),
+        description("history/plain"): readings.error("history/plain"),
         "a tool's answer": no_result_renders(readings),
     }
     return {what: error for what, error in found.items() if error and not error.startswith(_STOPPED)}
 
 
 def unread(readings: Readings, check: Check) -> Check:
-    """Give the check back, or one that could not tell, if what it reads did not render."""
-    if check.name not in _NEEDED or check.found.startswith("final-reasoning stands for it"):
+    """Return the check, or one that could not tell if the probes that it reads did not render."""
+    if check.name not in _READS or check.found.startswith("final-reasoning stands for it"):
         return check
-    needed = [made.error for name, made in readings.renders.items() if name.startswith(_NEEDED[check.name])]
-    error = next((error for error in needed if error.startswith(_STOPPED)), "")
+    errors = [render.error for name, render in readings.renders.items() if name.startswith(_READS[check.name])]
+    error = next((error for error in errors if error.startswith(_STOPPED)), "")
     if not error and check.name in _PLAIN and check.status not in ("skipped", "not applicable"):
         error = readings.error(_PLAIN[check.name])
     if not error:

@@ -18,7 +18,7 @@ _LAYERS: Final = ("embed_tokens", "lm_head", "wte", "word_embeddings", "tok_embe
 
 
 def adapter_rows(checkpoint: Checkpoint) -> Check:
-    """Check F13 for an adapter: added tokens, and neither modules_to_save nor trainable_token_indices."""
+    """Check F13 for an adapter: does it train and save the rows of added tokens?"""
     settings = checkpoint.folder.value("adapter_config.json")
     if not settings:
         return Check("adapter-rows", "not applicable", "the folder holds no adapter")
@@ -40,18 +40,19 @@ def adapter_rows(checkpoint: Checkpoint) -> Check:
     trained = _trained(settings, saved, set(added))
     if trained:
         return Check("adapter-rows", "ok", f"the adapter trains the markers' rows: {trained}")
-    named = " and ".join(f"{text!r} ({token_id})" for token_id, text in added.items())
-    told = f"modules_to_save={settings.get('modules_to_save')!r}, target_modules={_short(settings.get('target_modules'))}"
+    names = " and ".join(f"{text!r} ({token_id})" for token_id, text in added.items())
+    modules, targets = settings.get("modules_to_save"), _short(settings.get("target_modules"))
+    evidence = (f"modules_to_save={modules!r}, target_modules={targets}",)
     if base is None:
-        found = f"the adapter trains no rows for {named}; right only if {base_name!r}, not on this machine, has them"
-        return Check("adapter-rows", "could not tell", found, evidence=(told,))
-    found = f"{named} are new to the base {base_name!r}, and the adapter neither trains nor saves their rows"
+        found = f"the adapter trains no rows for {names}; right only if {base_name!r}, not on this machine, has them"
+        return Check("adapter-rows", "could not tell", found, evidence=evidence)
+    found = f"{names} are new to the base {base_name!r}, and the adapter neither trains nor saves their rows"
     wanted = "embedding and output rows of added tokens among what the adapter trains"
-    return Check("adapter-rows", "problem", found, wanted, evidence=(told,))
+    return Check("adapter-rows", "problem", found, wanted, evidence=evidence)
 
 
 def _trained(settings: Mapping[str, Any], saved: list[Matrix], ids: set[int]) -> str:
-    """Say what trains the rows, "" if nothing does."""
+    """Return what trains the rows of these ids, in words; "" if nothing does."""
     indices = settings.get("trainable_token_indices")
     lists = indices.values() if isinstance(indices, Mapping) else [indices]
     if any(isinstance(part, list) and ids <= set(part) for part in lists):
@@ -68,7 +69,7 @@ def _trained(settings: Mapping[str, Any], saved: list[Matrix], ids: set[int]) ->
 
 
 def _base(folder: Path, name: str) -> Vocabulary | None:
-    """Read the base's vocabulary if it is on this machine: a folder, or in the cache of what was fetched before."""
+    """Read the base's vocabulary; None if it lies neither in a folder of this machine nor in the Hugging Face cache."""
     if not name:
         return None
     for place in (Path(name), folder / name):

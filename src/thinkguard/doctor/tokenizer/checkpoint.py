@@ -51,8 +51,8 @@ def load_checkpoint(
 ) -> tuple[Checkpoint, tuple[Check, ...]]:
     """Load a folder's tokenizer and chat template, and find its thinking format.
 
-    InputError for a path that holds nothing of a checkpoint, a template file that cannot be read, and FormatError for a
-    `format` that is unknown; whatever else is wrong is in the checks. ImportError without transformers.
+    InputError if the path holds nothing of a checkpoint or the template file cannot be read, FormatError if `format` is
+    unknown, ImportError without transformers. Whatever else is wrong is in the checks.
     """
     family = None if format is None else ThinkFormat.from_name(format)
     folder = read_folder(path)
@@ -81,7 +81,7 @@ def load_checkpoint(
         format=found,
         folder=folder,
         assumed=assumed,
-        copies=_written(renderer, folder, found, bos, eos),
+        copies=_copy_texts(renderer, folder, found, bos, eos),
     )
     return checkpoint, (_check(checkpoint, problems, [*remarks, *([remark] if remark else [])]),)
 
@@ -89,7 +89,7 @@ def load_checkpoint(
 def spare_torch() -> None:
     """Let transformers load tokenizers without torch in this process, in a third of the time.
 
-    For a command of its own, before transformers is imported: afterwards `import torch` fails here.
+    Call it before transformers is imported, and only in a process that needs no torch: `import torch` then fails there.
     """
     if "torch" not in sys.modules and "transformers" not in sys.modules:
         sys.modules["torch"] = None  # type: ignore[assignment]
@@ -112,7 +112,7 @@ def load_tokenizer(path: Path) -> Any:
 
 
 def _load_tokenizer(folder: Folder) -> tuple[Any | None, str, bool]:
-    """Return (tokenizer, why there is none, whether that is by design of the model)."""
+    """Return (tokenizer, why there is none, whether the model's design is the reason)."""
     if not folder.has(*TOKENIZER_FILES):
         return None, "", False
     if folder.has("tekken.json") and not folder.has("tokenizer.json"):
@@ -127,7 +127,7 @@ def _load_tokenizer(folder: Folder) -> tuple[Any | None, str, bool]:
 
 
 def _vocabulary(folder: Folder, tokenizer: Any | None) -> tuple[Vocabulary | None, str]:
-    """Return (vocabulary, what went wrong on the way): of the tokenizer, else of the folder, else of its one file."""
+    """Return (vocabulary, the first error or ""): read from the tokenizer or else the folder, or else its tokenizer.json."""
     if tokenizer is None and not folder.has("tokenizer.json", "tekken.json"):
         return None, ""
     failure = ""
@@ -146,7 +146,7 @@ def _vocabulary(folder: Folder, tokenizer: Any | None) -> tuple[Vocabulary | Non
 
 
 def _declared(folder: Folder) -> Vocabulary:
-    """Make a vocabulary of the added tokens that tokenizer_config.json lists, to tell the family by."""
+    """Return a vocabulary of the added tokens that tokenizer_config.json lists: enough to tell the family."""
     entries = folder.value("tokenizer_config.json").get("added_tokens_decoder")
     found: dict[str, int] = {}
     for token_id, entry in entries.items() if isinstance(entries, dict) else ():
@@ -156,16 +156,16 @@ def _declared(folder: Folder) -> Vocabulary:
     return Vocabulary.from_parts([], added=found)
 
 
-def _template(folder: Folder, given: Path | None) -> tuple[str | None, str]:
-    """Return the template and its name: the given one, or what transformers takes."""
-    if given is not None:
+def _template(folder: Folder, path: Path | None) -> tuple[str | None, str]:
+    """Return (source, name) of the template: that of --template, or else the copy that transformers takes."""
+    if path is not None:
         errors: list[str] = []
-        if not given.is_file():
-            raise InputError(f"--template {given}: no such file; give a file with a Jinja chat template")
-        text = read_text(given, errors)
+        if not path.is_file():
+            raise InputError(f"--template {path}: no such file; give a file with a Jinja chat template")
+        text = read_text(path, errors)
         if text is None:
             raise InputError(f"--template {errors[0]}")
-        return text, f"--template {given}"
+        return text, f"--template {path}"
     for name in ("default", None):
         for copy in folder.copies:
             if copy.name == name or name is None:
@@ -178,31 +178,31 @@ def _format(
     family: ThinkFormat | None, vocabulary: Vocabulary, renders: Renders | None
 ) -> tuple[ThinkFormat | None, bool, str]:
     """Return (format, whether it is assumed, what there is to say about that)."""
-    given = Renders("") if renders is None else renders
+    renders = Renders("") if renders is None else renders
     if family is not None:
-        return fit(family, vocabulary, renders=given), False, ""
+        return fit(family, vocabulary, renders=renders), False, ""
     try:
-        return detect_format(vocabulary, given.source, renders=given), False, ""
+        return detect_format(vocabulary, renders.source, renders=renders), False, ""
     except FormatError as error:
         if "several pairs" in str(error):
             return None, False, str(error)
         remark = "no reasoning markers in template or vocabulary: judged as plain <think>...</think>; --format overrides"
-        return fit(ThinkFormat.from_name(ASSUMED), vocabulary, renders=given), True, remark
+        return fit(ThinkFormat.from_name(ASSUMED), vocabulary, renders=renders), True, remark
 
 
-def _written(
+def _copy_texts(
     renderer: Renderer, folder: Folder, format: ThinkFormat | None, bos: str, eos: str
 ) -> dict[str, dict[str, str]]:
-    """Render the folder's templates where there are several that are not alike; `template_copies` compares the texts."""
+    """Render the folder's default templates if they differ, for `template_copies`: source -> probe -> text."""
     sources = dict.fromkeys(copy.source for copy in folder.copies if copy.name == "default")
     if len(sources) < 2:
         return {}
     jobs = probes(format or ThinkFormat.from_name(ASSUMED), {"bos_token": bos, "eos_token": eos})
-    written: dict[str, dict[str, str]] = {}
+    texts: dict[str, dict[str, str]] = {}
     for source in sources:
-        made = renderer.render(source, list(jobs.values()))
-        written[source] = {name: one.text or "" for name, one in zip(jobs, made, strict=True)}
-    return written
+        renders = renderer.render(source, list(jobs.values()))
+        texts[source] = {name: render.text or "" for name, render in zip(jobs, renders, strict=True)}
+    return texts
 
 
 def _check(checkpoint: Checkpoint, problems: list[str], remarks: list[str]) -> Check:
@@ -218,9 +218,9 @@ def _check(checkpoint: Checkpoint, problems: list[str], remarks: list[str]) -> C
         parts.append(f"an adapter of {base!r}")
     found = ", ".join(parts)
     if problems:
-        told = f"{len(problems)} of its parts cannot be read"
+        found = f"{len(problems)} of its parts cannot be read"
         wanted = "every file of the folder can be read"
-        return Check("checkpoint", "problem", told, wanted, evidence=tuple(problems))
+        return Check("checkpoint", "problem", found, wanted, evidence=tuple(problems))
     if not folder.has(*TOKENIZER_FILES) and not folder.has("adapter_config.json"):
         wanted = "a tokenizer: whoever loads this folder finds none, or takes another one"
         fix = "save it here, tokenizer.save_pretrained(PATH), or give the folder that holds it"

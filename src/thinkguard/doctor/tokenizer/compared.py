@@ -45,7 +45,7 @@ def against_checks(checkpoint: Checkpoint, other: Checkpoint) -> tuple[Check, ..
 
 
 def _pieces(format: ThinkFormat | None, *vocabularies: Vocabulary) -> set[str]:
-    """Return the added tokens that markers are made of, in either vocabulary."""
+    """Return the added tokens of both vocabularies that are part of a marker."""
     if format is None:
         return set()
     texts = [*format.starts, *format.ends, *format.answer_starts, *format.controls]
@@ -53,7 +53,7 @@ def _pieces(format: ThinkFormat | None, *vocabularies: Vocabulary) -> set[str]:
 
 
 def _added(mine: Vocabulary, theirs: Vocabulary, pieces: set[str]) -> tuple[list[str], list[str]]:
-    """Compare the added tokens: (what touches the markers, what does not)."""
+    """Compare the added tokens: (differences in the markers, other differences)."""
     touching: list[str] = []
     others: list[str] = []
     for text in sorted({*mine.added, *theirs.added}):
@@ -79,7 +79,7 @@ def _ends(checkpoint: Checkpoint, other: Checkpoint) -> list[str]:
 
 
 def _spelling(mine: Vocabulary, theirs: Vocabulary, format: ThinkFormat | None) -> tuple[list[str], list[str]]:
-    """Compare ordinary tokens id by id, and what texts are spelled with: (ordinary, around the markers)."""
+    """Compare ordinary tokens by id, and texts by their ids: (differences elsewhere, differences around the markers)."""
     ordinary: list[str] = []
     shared = min(mine.num_tokens, theirs.num_tokens)
     same = np.array_equal(mine.offsets[: shared + 1], theirs.offsets[: shared + 1]) and np.array_equal(

@@ -52,7 +52,7 @@ class Folder:
 
 
 def read_folder(path: Path) -> Folder:
-    """Read a folder's small files. InputError if it is none, or holds nothing of a checkpoint."""
+    """Read a folder's small files. InputError if the path is no folder, or holds nothing of a checkpoint."""
     if not path.exists():
         raise InputError(f"{path}: no such folder; give the folder of a checkpoint, a model's name is not looked up")
     if not path.is_dir():
@@ -82,7 +82,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def sections(path: Path, *names: str) -> dict[str, Any]:
-    """Read some sections of a tokenizer.json without its vocabulary, which takes long; what cannot be read is left out."""
+    """Read some sections of a tokenizer.json and not its vocabulary, which takes long. Unreadable sections are left out."""
     text = read_text(path, []) or ""
     found: dict[str, Any] = {}
     for name in names:
@@ -100,7 +100,7 @@ def added_tokens(path: Path) -> list[dict[str, Any]]:
 
 
 def read_text(path: Path, errors: list[str]) -> str | None:
-    """Read UTF-8 text; None and one more error if it is none."""
+    """Return a file's UTF-8 text; None, and one more line in `errors`, if it cannot be read."""
     try:
         if path.stat().st_size > _MAX_BYTES:
             errors.append(f"{path.name}: {path.stat().st_size} bytes, which is more than a file of its kind has; not read")

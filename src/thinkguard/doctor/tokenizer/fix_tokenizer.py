@@ -25,15 +25,15 @@ _LISTS: Final = ("additional_special_tokens", "extra_special_tokens", "model_spe
 def fix_tokenizer(checkpoint: Checkpoint, out_dir: Path) -> list[str]:
     """Write the tokenizer's files to `out_dir`, the markers not special; returns what was changed, in words.
 
-    Ids and every other token stay; weights are not copied. The copy is loaded and compared: one that is not as promised is
-    removed. InputError for a folder that is not new or empty, UnsupportedError where editing files cannot mend it.
+    Ids and all other tokens stay; weights are not copied. The copy is loaded, compared with the original, and removed if
+    more changed. InputError if `out_dir` is not new or empty, UnsupportedError if editing files cannot mend the tokenizer.
     """
     if out_dir.resolve() == checkpoint.path.resolve():
         raise InputError(f"--fix-tokenizer {out_dir} is the folder it reads; give a new one, nothing is written over")
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise InputError(f"--fix-tokenizer {out_dir} exists and is not empty; give a new folder")
     ids = _mendable(checkpoint)
-    texts, done = _edited(checkpoint, ids)
+    texts, changes = _edited(checkpoint, ids)
     out_dir.mkdir(parents=True, exist_ok=True)
     try:
         for name in sorted({*checkpoint.folder.names} & {*_COPIED} - {*texts}):
@@ -48,11 +48,11 @@ def fix_tokenizer(checkpoint: Checkpoint, out_dir: Path) -> list[str]:
         raise
     kept = " and ".join(map(repr, ids))
     verified = f"{out_dir}: loads with the same ids, and decode(skip_special_tokens=True) keeps {kept}"
-    return [*(done or ["nothing had to be changed: the markers are added and not special"]), verified]
+    return [*(changes or ["nothing had to be changed: the markers are added and not special"]), verified]
 
 
 def _mendable(checkpoint: Checkpoint) -> dict[str, int]:
-    """Return the markers, text -> id; UnsupportedError if it is not flags in files that have to be mended."""
+    """Return the markers, text -> id. UnsupportedError if more has to be mended than flags in files."""
     path, format = checkpoint.path, checkpoint.format
     if not checkpoint.folder.has("tokenizer.json"):
         kinds = ", ".join(name for name in TOKENIZER_FILES if checkpoint.folder.has(name))
@@ -82,20 +82,20 @@ def _mendable(checkpoint: Checkpoint) -> dict[str, int]:
 def _edited(checkpoint: Checkpoint, ids: Mapping[str, int]) -> tuple[dict[str, str], list[str]]:
     """Return the changed files' texts, and what was changed."""
     texts: dict[str, str] = {}
-    done: list[str] = []
+    changes: list[str] = []
     for name, edit in _EDITS.items():
         if checkpoint.folder.has(name):
             file = checkpoint.path / name
             value = read_object(file)
-            if told := edit(value, ids):
+            if lines := edit(value, ids):
                 texts[name] = _like(file.read_text(encoding="utf-8"), value)
-                done += [f"{name}: {line}" for line in told]
-    return texts, done
+                changes += [f"{name}: {line}" for line in lines]
+    return texts, changes
 
 
 def _edit_backend(value: dict[str, Any], ids: Mapping[str, int]) -> list[str]:
     """Make every marker an added token that is not special."""
-    done = []
+    changes = []
     added = value.setdefault("added_tokens", [])
     for text, token_id in ids.items():
         entry = next((token for token in added if token.get("content") == text), None)
@@ -103,34 +103,34 @@ def _edit_backend(value: dict[str, Any], ids: Mapping[str, int]) -> list[str]:
             flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
             added.append({"id": token_id, "content": text, **flags})
             added.sort(key=lambda token: int(token["id"]))
-            done.append(f"{text!r} ({token_id}) added, not special")
+            changes.append(f"{text!r} ({token_id}) added, not special")
         elif entry.get("special"):
             entry["special"] = False
-            done.append(f"{text!r} ({token_id}) is no longer special")
-    return done
+            changes.append(f"{text!r} ({token_id}) is no longer special")
+    return changes
 
 
 def _edit_config(value: dict[str, Any], ids: Mapping[str, int]) -> list[str]:
     """Change the flag, and the lists that would make the token special again."""
-    done = []
+    changes = []
     for token_id, entry in (value.get("added_tokens_decoder") or {}).items():
         if isinstance(entry, dict) and entry.get("content") in ids and entry.get("special"):
             entry["special"] = False
-            done.append(f"{entry['content']!r} ({token_id}) is no longer special")
-    return [*done, *_edit_lists(value, ids)]
+            changes.append(f"{entry['content']!r} ({token_id}) is no longer special")
+    return [*changes, *_edit_lists(value, ids)]
 
 
 def _edit_lists(value: dict[str, Any], ids: Mapping[str, int]) -> list[str]:
-    done = []
+    changes = []
     for name in _LISTS:
         listed = value.get(name)
         if isinstance(listed, list):
-            done += [f"{_content(token)!r} taken out of {name}" for token in listed if _content(token) in ids]
+            changes += [f"{_content(token)!r} taken out of {name}" for token in listed if _content(token) in ids]
             listed[:] = [token for token in listed if _content(token) not in ids]
         elif isinstance(listed, dict):
             for key in [key for key, token in listed.items() if _content(token) in ids]:
-                done.append(f"{_content(listed.pop(key))!r} taken out of {name}")
-    return done
+                changes.append(f"{_content(listed.pop(key))!r} taken out of {name}")
+    return changes
 
 
 _EDITS: Final[dict[str, Callable[[dict[str, Any], Mapping[str, int]], list[str]]]] = {

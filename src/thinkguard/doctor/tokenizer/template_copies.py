@@ -38,16 +38,16 @@ def template_copies(checkpoint: Checkpoint) -> Check:
 
 
 def _plain(source: str) -> str:
-    """A template without what editors change."""
+    """Return a template without what editors change: line ends, white space around it."""
     return source.replace("\r\n", "\n").strip()
 
 
-def _difference(checkpoint: Checkpoint, one: TemplateCopy, other: TemplateCopy) -> str:
+def _difference(checkpoint: Checkpoint, mine: TemplateCopy, theirs: TemplateCopy) -> str:
     """Show the first thing that two templates write differently, or "" if they write the same."""
-    first, second = checkpoint.copies[one.source], checkpoint.copies[other.source]
+    first, second = checkpoint.copies[mine.source], checkpoint.copies[theirs.source]
     for probe, text in first.items():
         if text != second[probe]:
-            return f"{probe}: {one.place} writes {_from(text, second[probe])}, {other.place} {_from(second[probe], text)}"
+            return f"{probe}: {mine.place} writes {_from(text, second[probe])}, {theirs.place} {_from(second[probe], text)}"
     return ""
 
 

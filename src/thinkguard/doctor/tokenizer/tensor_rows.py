@@ -36,7 +36,7 @@ class Matrix:
     offset: int  # of its first byte in the file
 
     def rows(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Read some rows, [len(ids), width]. InputError for a dtype without numbers of its own, such as a quantised one."""
+        """Read some rows: [len(ids), width]. InputError for a dtype that is not in READABLE, such as a quantised one."""
         if self.dtype not in READABLE:
             raise InputError(f"{self.name} is stored as {self.dtype}, which its rows cannot be read from")
         size = self.width * _BYTES[self.dtype]

@@ -18,7 +18,7 @@ from thinkguard.vocabulary import TokenFlag, Vocabulary
 
 
 def tokenizer_checks(checkpoint: Checkpoint) -> tuple[Check, ...]:
-    """Make every check of the tokenizer that needs no second one."""
+    """Make every check of one tokenizer; comparing two is `against_checks`."""
     return (
         marker_tokens(checkpoint),
         marker_special(checkpoint),
@@ -41,19 +41,19 @@ def marker_special(checkpoint: Checkpoint) -> Check:
         return Check("marker-special", "not applicable", "the markers are ordinary text, which no decoder skips")
     text = f"{format.open_text}reasoning{format.close_text}answer"
     try:
-        written = _skipped(checkpoint, text)
+        decoded = _skipped(checkpoint, text)
     except TokenizerError as error:
         return Check("marker-special", "could not tell", str(error))
-    lost = [marker for marker in markers if marker.special or marker.text not in written]
+    lost = [marker for marker in markers if marker.special or marker.text not in decoded]
     if not lost:
         return Check("marker-special", "ok", "decode(skip_special_tokens=True) keeps both markers")
     left, right = LOST
-    shown = text
+    excerpt = text
     for marker in lost:
         for token_id in marker.special or marker.ids:
             piece = vocabulary.token_bytes(token_id).decode("utf-8", "replace")
-            shown = shown.replace(piece, left + piece + right)
-    evidence = (f"{shown!r} is decoded as {written!r}",)
+            excerpt = excerpt.replace(piece, left + piece + right)
+    evidence = (f"{excerpt!r} is decoded as {decoded!r}",)
     if format.controls:
         found = f"decode(skip_special_tokens=True) deletes {_named(lost)}, by design of {format.name}"
         return Check(
@@ -78,20 +78,20 @@ def marker_duplicate(checkpoint: Checkpoint) -> Check:
         return Check("marker-duplicate", "could not tell", markers)
     vocabulary = checkpoint.vocabulary
     assert vocabulary is not None
-    told, evidence = [], []
+    findings, evidence = [], []
     status: Status = "note"
     for marker in markers:
         declared = _declared(checkpoint, marker.text)
         ids = sorted({*same_bytes(vocabulary, marker.text.encode()), *(token_id for _, token_id in declared)})
         if len(ids) > 1:
-            told.append(f"{marker.text!r} has ids {', '.join(map(str, ids))}")
+            findings.append(f"{marker.text!r} has ids {', '.join(map(str, ids))}")
             evidence += [f"{marker.text!r} is {token_id} in {place}" for place, token_id in declared]
             evidence.append(f"encode({marker.text!r}) gives {list(marker.ids)}")
             if any((token_id,) != marker.ids for _, token_id in declared):
                 status = "problem"
-    if told:
+    if findings:
         wanted = "one id per marker: what the model learned to write is what a parser looks for"
-        return Check("marker-duplicate", status, "; ".join(told), wanted, evidence=tuple(evidence))
+        return Check("marker-duplicate", status, "; ".join(findings), wanted, evidence=tuple(evidence))
     return Check("marker-duplicate", "ok", "no marker has a second id")
 
 
@@ -111,11 +111,11 @@ def marker_one_sided(checkpoint: Checkpoint) -> Check:
     return Check("marker-one-sided", "problem", found, wanted, evidence=evidence)
 
 
-def same_bytes(vocabulary: Vocabulary, spelled: bytes) -> list[int]:
+def same_bytes(vocabulary: Vocabulary, spelling: bytes) -> list[int]:
     """Return every token that spells exactly these bytes."""
     lengths = np.diff(vocabulary.offsets)
-    alike = np.flatnonzero(lengths == len(spelled)).tolist()
-    return [token_id for token_id in alike if vocabulary.token_bytes(token_id) == spelled]
+    alike = np.flatnonzero(lengths == len(spelling)).tolist()
+    return [token_id for token_id in alike if vocabulary.token_bytes(token_id) == spelling]
 
 
 def _declared(checkpoint: Checkpoint, text: str) -> list[tuple[str, int]]:

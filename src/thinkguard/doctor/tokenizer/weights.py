@@ -19,10 +19,10 @@ from thinkguard.vocabulary import TokenFlag, Vocabulary
 
 INPUT: Final = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight", "embed_in.weight")
 OUTPUT: Final = ("lm_head.weight", "embed_out.weight", "output_layer.weight", "output.weight")
-_SAMPLE: Final = 2048  # rows that the markers' are compared with, at most
-_MAX_NUMBERS: Final = 1 << 24  # in all of them
-_NEAR: Final = 0.05  # to the mean row, of the usual distance from it; to zero, of the usual norm
-_FRESH: Final = 0.1  # how near to the norm of a fresh row, relatively
+_SAMPLE: Final = 2048  # rows at most that the markers' rows are compared with
+_MAX_NUMBERS: Final = 1 << 24  # in those rows together
+_NEAR: Final = 0.05  # share of other rows' distance from the mean row, or of their norms, below which a row looks fresh
+_FRESH: Final = 0.1  # relative distance from a fresh row's norm below which a row looks fresh
 
 
 class Fresh(NamedTuple):
@@ -51,38 +51,38 @@ def embedding_rows(checkpoint: Checkpoint) -> Check:
         why = "the weights are pickles, which are not opened: save them as safetensors" if pickled else "no weights here"
         return Check("embedding-rows", "skipped", why)
     tied = bool(_config(checkpoint.config, "tie_word_embeddings"))
-    chosen = {label: _choose(found, names) for label, names in (("input", INPUT), ("output", OUTPUT))}
-    both = {label: matrix for label, matrix in chosen.items() if matrix is not None}
-    if not both:
+    candidates = {label: _choose(found, names) for label, names in (("input", INPUT), ("output", OUTPUT))}
+    layers = {label: matrix for label, matrix in candidates.items() if matrix is not None}
+    if not layers:
         return Check("embedding-rows", "could not tell", "no matrix has the name of an embedding or an output layer")
-    if (check := _too_few(checkpoint, vocabulary, both)) is not None:
+    if (check := _too_few(checkpoint, vocabulary, layers)) is not None:
         return check
-    sizes = ", ".join(f"{matrix.name} [{matrix.num_rows}, {matrix.width}]" for matrix in both.values())
-    sizes += "" if "output" in both else ", tied" if tied else ", no output matrix beside it"
-    ids = _looked_at(checkpoint, vocabulary)
+    sizes = ", ".join(f"{matrix.name} [{matrix.num_rows}, {matrix.width}]" for matrix in layers.values())
+    sizes += "" if "output" in layers else ", tied" if tied else ", no output matrix beside it"
+    ids = _marker_tokens(checkpoint, vocabulary)
     if not ids:
         return Check("embedding-rows", "ok", f"{sizes} for {vocabulary.num_tokens} tokens; no marker has a row of its own")
-    told: list[str] = []
+    findings: list[str] = []
     sure = False
     try:
-        for matrix in both.values():
+        for matrix in layers.values():
             for token_id, fresh in _untrained(matrix, vocabulary, ids, checkpoint.config).items():
-                told.append(f"{matrix.name} row {token_id} ({ids[token_id]!r}) {fresh.why}")
+                findings.append(f"{matrix.name} row {token_id} ({ids[token_id]!r}) {fresh.why}")
                 sure = sure or fresh.sure
     except (InputError, OSError) as error:
         return Check("embedding-rows", "could not tell", f"{sizes}: {error}")
-    if told:
-        found_text = f"{len(told)} rows of the markers look untrained"
+    if findings:
+        found_text = f"{len(findings)} rows of the markers look untrained"
         wanted = "rows that training moved: the model has to have seen the markers as tokens"
-        return Check("embedding-rows", "problem" if sure else "note", found_text, wanted, evidence=tuple(told[:6]))
-    named = ", ".join(f"{text!r} ({token_id})" for token_id, text in ids.items())
-    return Check("embedding-rows", "ok", f"{sizes}; the rows of {named} are like other trained rows")
+        return Check("embedding-rows", "problem" if sure else "note", found_text, wanted, evidence=tuple(findings[:6]))
+    names = ", ".join(f"{text!r} ({token_id})" for token_id, text in ids.items())
+    return Check("embedding-rows", "ok", f"{sizes}; the rows of {names} are like other trained rows")
 
 
-def _too_few(checkpoint: Checkpoint, vocabulary: Vocabulary, both: Mapping[str, Matrix]) -> Check | None:
-    """Tokens beyond the last row make an index error, or on a GPU an assertion that ends the process."""
+def _too_few(checkpoint: Checkpoint, vocabulary: Vocabulary, layers: Mapping[str, Matrix]) -> Check | None:
+    """Return the problem if tokens have no row, which is an index error, on a GPU a crash; None if sizes fit."""
     texts = {token_id: content for content, token_id in vocabulary.added.items()}
-    for matrix in both.values():
+    for matrix in layers.values():
         beyond = sorted(token_id for token_id in texts if token_id >= matrix.num_rows)
         if beyond and white_space(checkpoint)[0].status == "problem":
             return Check("embedding-rows", "skipped", "the tokens are not those of the file (see round-trip)")
@@ -93,16 +93,16 @@ def _too_few(checkpoint: Checkpoint, vocabulary: Vocabulary, both: Mapping[str, 
             fix = "model.resize_token_embeddings(len(tokenizer)) before training, then train and save the rows"
             return Check("embedding-rows", "problem", found, wanted, fix)
     declared = _config(checkpoint.config, "vocab_size")
-    counts = {matrix.num_rows for matrix in both.values()}
+    counts = {matrix.num_rows for matrix in layers.values()}
     if isinstance(declared, int) and declared not in counts:
-        rows = " and ".join(f"{matrix.name} has {matrix.num_rows} rows" for matrix in both.values())
+        rows = " and ".join(f"{matrix.name} has {matrix.num_rows} rows" for matrix in layers.values())
         wanted = "one size: loading refuses the weights otherwise, or leaves rows out"
         fix = f'write "vocab_size": {min(counts)} into config.json, as it was when the weights were saved'
         return Check("embedding-rows", "problem", f"config.json says vocab_size={declared}, {rows}", wanted, fix)
     return None
 
 
-def _looked_at(checkpoint: Checkpoint, vocabulary: Vocabulary) -> dict[int, str]:
+def _marker_tokens(checkpoint: Checkpoint, vocabulary: Vocabulary) -> dict[int, str]:
     """Return the added tokens that markers are made of, id -> text."""
     markers = markers_of(checkpoint)
     if isinstance(markers, str):
@@ -115,7 +115,7 @@ def _looked_at(checkpoint: Checkpoint, vocabulary: Vocabulary) -> dict[int, str]
 def _untrained(
     matrix: Matrix, vocabulary: Vocabulary, ids: Mapping[int, str], config: Mapping[str, Any]
 ) -> dict[int, Fresh]:
-    """Return which of the rows look untrained. Padding rows, which no token has, show what a fresh row looks like."""
+    """Return the rows that look untrained, id -> why. Padding rows, which no token has, show what a fresh row looks like."""
     sample, padding = _others(vocabulary, matrix.num_rows, matrix.width, ids)
     rows, others = matrix.rows(list(ids)), matrix.rows(sample)
     if not np.isfinite(rows).all():
@@ -151,7 +151,7 @@ def _like_fresh(
     width: int,
     config: Mapping[str, Any],
 ) -> str | None:
-    """Tell by the norm alone, and only where trained rows are far from it."""
+    """Say why a row looks untrained by its norm; None if it does not, or if the norm is one that trained rows have."""
     low, high = np.percentile(usual, (1, 99))
     std = _config(config, "initializer_range")
     fresh = std * width**0.5 if isinstance(std, (int, float)) else None
@@ -167,7 +167,7 @@ def _like_fresh(
 
 
 def _others(vocabulary: Vocabulary, num_rows: int, width: int, ids: Mapping[int, str]) -> tuple[list[int], list[int]]:
-    """Choose rows to compare with: ordinary tokens evenly over the vocabulary, and rows that no token has."""
+    """Return rows to compare with: (ordinary tokens', spread evenly over the vocabulary; those that no token has)."""
     unlike = TokenFlag.ADDED | TokenFlag.SPECIAL | TokenFlag.UNUSED
     ordinary = np.flatnonzero((vocabulary.flags[:num_rows] & unlike) == 0)
     unused = [*np.flatnonzero(vocabulary.flags[:num_rows] & TokenFlag.UNUSED), *range(vocabulary.num_tokens, num_rows)]
@@ -182,7 +182,7 @@ def _evenly(values: Sequence[int], num: int) -> list[int]:
 
 
 def _choose(found: Sequence[Matrix], names: Sequence[str]) -> Matrix | None:
-    """Return the matrix with one of the names; of several the language model's, which has the most rows."""
+    """Return the matrix with the first of the names that there is; of several the largest, the language model's."""
     for name in names:
         fitting = [m for m in found if m.name == name or m.name.endswith(f".{name}")]
         if fitting:

@@ -1,4 +1,4 @@
-"""Whether a text comes back from encode and decode as it went in: white space lost, or blanks put beside the markers."""
+"""Whether encode and decode give a text back unchanged, or lose white space, or put blanks beside the markers."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Try(NamedTuple):
 
     @property
     def lost(self) -> bool:
-        """Whether more happened to the text than blanks put in."""
+        """Whether the text changed in other ways than by added blanks."""
         return not _only_blanks(self.text, self.back)
 
-    def shown(self) -> str:
-        """The text with what was lost marked, and what came back with what was put in marked."""
+    def excerpt(self) -> str:
+        """Say how the text went in and came back; pieces that were lost or added stand between ⟦ and ⟧."""
         left, right = LOST
         parts: list[list[str]] = [[], []]
         matcher = difflib.SequenceMatcher(None, self.text, self.back, autojunk=False)
@@ -41,8 +41,8 @@ class Try(NamedTuple):
             for part, piece in zip(parts, (self.text[a:b], self.back[c:d]), strict=True):
                 spelled = repr(piece)[1:-1]
                 part.append(f"{left}{spelled}{right}" if kind != "equal" and spelled else spelled)
-        went, came = ("".join(part)[:_MAX_SHOWN] for part in parts)
-        return f"'{went}' comes back as '{came}'"
+        text, back = ("".join(part)[:_MAX_SHOWN] for part in parts)
+        return f"'{text}' comes back as '{back}'"
 
 
 def white_space(checkpoint: Checkpoint) -> tuple[Check, Check]:
@@ -57,7 +57,7 @@ def white_space(checkpoint: Checkpoint) -> tuple[Check, Check]:
     way = live or file
     assert way is not None
     tries = [way(text) for text in probes(format)]
-    lost = [one for one in tries if one.lost]
+    lost = [attempt for attempt in tries if attempt.lost]
     backend = raw if tokenizer is None else getattr(tokenizer, "backend_tokenizer", None)
     if lost and backend is not None and backend.decoder is None:
         return _no_decoder(lost[0])
@@ -70,7 +70,7 @@ def white_space(checkpoint: Checkpoint) -> tuple[Check, Check]:
 
 
 def probes(format: ThinkFormat) -> list[str]:
-    """Texts with white space of every kind beside the markers, none at their very beginning."""
+    """Return texts with white space of every kind beside the markers; no text begins with white space."""
     start, end = format.starts[0], format.ends[0]
     return [
         f"a b\n{format.open_text}words in it: x = 1{format.close_text}Answer here .",
@@ -83,12 +83,12 @@ def probes(format: ThinkFormat) -> list[str]:
 def _lost(checkpoint: Checkpoint, lost: list[Try], raw: Any, file: Callable[[str], Try] | None) -> Check:
     """Name the cause: the class, a marker that eats white space, or the file itself."""
     wanted = "decode(encode(text)) is the text, with every blank and newline around the markers"
-    evidence = tuple(one.shown() for one in lost[:2])
-    if file is not None and checkpoint.tokenizer is not None and not any(file(one.text).lost for one in lost):
+    evidence = tuple(attempt.excerpt() for attempt in lost[:2])
+    if file is not None and checkpoint.tokenizer is not None and not any(file(attempt.text).lost for attempt in lost):
         kind = type(checkpoint.tokenizer).__name__
-        live, own = _kinds(checkpoint.tokenizer.backend_tokenizer), _kinds(raw)
+        live, kinds = _kinds(checkpoint.tokenizer.backend_tokenizer), _kinds(raw)
         declared = checkpoint.folder.value("tokenizer_config.json").get("tokenizer_class")
-        found = f"loaded as {kind} ({live}), the file is {own}: white space is lost that tokenizer.json itself keeps"
+        found = f"loaded as {kind} ({live}), the file is {kinds}: white space is lost that tokenizer.json itself keeps"
         fix = (
             f'in tokenizer_config.json write "tokenizer_class": "PreTrainedTokenizerFast" in place of {declared!r}, '
             "or load with a transformers that reads this model's class right"
@@ -105,56 +105,57 @@ def _lost(checkpoint: Checkpoint, lost: list[Try], raw: Any, file: Callable[[str
     return Check("round-trip", "problem", found, wanted, fix, evidence)
 
 
-def _no_decoder(one: Try) -> tuple[Check, Check]:
+def _no_decoder(attempt: Try) -> tuple[Check, Check]:
     found = "tokenizer.json has no decoder, so decode() puts a blank between any two tokens"
     wanted = "the decoder that belongs to the pre-tokenizer"
     fix = 'in tokenizer.json write "decoder": {"type": "ByteLevel"}, or what else the pre-tokenizer is, and save it again'
     return (
         Check("round-trip", "skipped", "texts come back with blanks (see decode-spacing)"),
-        Check("decode-spacing", "problem", found, wanted, fix, (one.shown(),)),
+        Check("decode-spacing", "problem", found, wanted, fix, (attempt.excerpt(),)),
     )
 
 
 def _alike(checkpoint: Checkpoint, tries: list[Try], file: Callable[[str], Try] | None) -> Check:
-    """Nothing is lost: does the class of transformers split as tokenizer.json says?"""
-    if any(one.back != one.text for one in tries):
+    """Judge texts that lost nothing: does the class of transformers split them as tokenizer.json says?"""
+    if any(attempt.back != attempt.text for attempt in tries):
         return Check("round-trip", "skipped", "nothing is lost, but blanks are put in (see decode-spacing)")
     if file is not None and checkpoint.tokenizer is not None:
-        for one, own in zip(tries, [file(one.text).ids for one in tries], strict=True):
-            if own != one.ids:
+        for attempt, ids in zip(tries, [file(attempt.text).ids for attempt in tries], strict=True):
+            if ids != attempt.ids:
                 kind = type(checkpoint.tokenizer).__name__
                 found = f"transformers' {kind} splits otherwise than tokenizer.json itself, which some servers read"
                 fix = 'if the file is right, write "tokenizer_class": "PreTrainedTokenizerFast" into tokenizer_config.json'
-                spelled = f"{one.text!r}"[:_MAX_SHOWN] + f": {len(one.ids)} tokens by {kind}, {len(own)} by tokenizer.json"
-                return Check("round-trip", "note", found, fix=fix, evidence=(spelled,))
+                numbers = f"{len(attempt.ids)} tokens by {kind}, {len(ids)} by tokenizer.json"
+                evidence = (f"{attempt.text!r}"[:_MAX_SHOWN] + f": {numbers}",)
+                return Check("round-trip", "note", found, fix=fix, evidence=evidence)
     return Check("round-trip", "ok", f"{len(tries)} texts come back as they went in")
 
 
 def _spacing(checkpoint: Checkpoint, tries: list[Try]) -> Check:
-    """Blanks only were put in: inside a marker nobody finds it again, beside it a reader has to strip them."""
+    """Judge texts that lost nothing: a blank inside a marker hides the marker, and one beside it has to be stripped."""
     format, tokenizer = checkpoint.format, checkpoint.tokenizer
     assert format is not None
-    changed = [one for one in tries if one.back != one.text]
+    changed = [attempt for attempt in tries if attempt.back != attempt.text]
     markers = (format.starts[0], format.ends[0])
-    torn = [one for one in changed if any(one.back.count(marker) < one.text.count(marker) for marker in markers)]
+    torn = [attempt for attempt in changed if any(attempt.back.count(m) < attempt.text.count(m) for m in markers)]
     if torn:
         found = "decode(encode(text)) has blanks inside a marker, so that no reader finds it"
         wanted = f"{markers[0]!r} and {markers[1]!r} come back whole"
-        return Check("decode-spacing", "problem", found, wanted, evidence=tuple(one.shown() for one in torn[:2]))
+        return Check("decode-spacing", "problem", found, wanted, evidence=tuple(attempt.excerpt() for attempt in torn[:2]))
     if changed:
         found = "blanks come in beside the markers, in training texts as in answers"
-        return Check("decode-spacing", "note", found, evidence=tuple(one.shown() for one in changed[:2]))
+        return Check("decode-spacing", "note", found, evidence=tuple(attempt.excerpt() for attempt in changed[:2]))
     added = not isinstance(spelled := markers_of(checkpoint), str) and any(marker.kind != "text" for marker in spelled)
     if added and getattr(tokenizer, "is_fast", None) is False and type(tokenizer).__name__ != _MISTRAL:
         found = f"{type(tokenizer).__name__} is no fast tokenizer: vLLM puts blanks around its added tokens by default"
         return Check("decode-spacing", "note", found, fix="ask for spaces_between_special_tokens=False")
     if tokenizer is not None:
-        tidied = [one._replace(back=str(tokenizer.decode(one.ids))) for one in tries]
-        shown = tuple(one.shown() for one in tidied if one.back != one.text)
-        if shown:
+        tidied = [attempt._replace(back=str(tokenizer.decode(attempt.ids))) for attempt in tries]
+        excerpts = tuple(attempt.excerpt() for attempt in tidied if attempt.back != attempt.text)
+        if excerpts:
             found = "decode() tidies blanks before punctuation away, in reasoning and answer alike"
             fix = 'in tokenizer_config.json write "clean_up_tokenization_spaces": false'
-            return Check("decode-spacing", "note", found, fix=fix, evidence=shown[:1])
+            return Check("decode-spacing", "note", found, fix=fix, evidence=excerpts[:1])
     return Check("decode-spacing", "ok", "no blanks come in beside or inside the markers")
 
 
@@ -175,7 +176,7 @@ def _through_file(raw: Any) -> Callable[[str], Try]:
 
 
 def _raw(checkpoint: Checkpoint) -> Any | None:
-    """Load tokenizer.json on its own, unless the tokenizer at hand has the same steps; that takes as long as all else."""
+    """Load tokenizer.json on its own; None if the tokenizer has the file's own steps anyway: loading is slow."""
     if not checkpoint.folder.has("tokenizer.json") or type(checkpoint.tokenizer).__name__ in _PLAIN:
         return None
     backend = getattr(checkpoint.tokenizer, "backend_tokenizer", None)
@@ -189,12 +190,12 @@ def _raw(checkpoint: Checkpoint) -> Any | None:
         return tokenizers.Tokenizer.from_file(str(checkpoint.path / "tokenizer.json"))
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
-    except BaseException:  # broken, or of a newer version: the library panics; the check "checkpoint" has told it
+    except BaseException:  # broken, or of a newer version: the library panics; the check "checkpoint" says so
         return None
 
 
 def _same_step(written: Any, step: Any) -> bool:
-    """Whether a step does to texts what tokenizer.json says; how it counts offsets is left out."""
+    """Whether a step does to texts what tokenizer.json says; `trim_offsets` does not matter."""
     state = None if step is None else json.loads(step.__getstate__())
     return bool(_without_offsets(state) == _without_offsets(written))
 
@@ -206,7 +207,7 @@ def _without_offsets(state: Any) -> Any:
 
 
 def _kinds(backend: Any) -> str:
-    """Name what decides about white space: the pre-tokenizer, without one the normalizer."""
+    """Name the step that decides about white space: the pre-tokenizer, or without one the normalizer."""
     for step in (backend.pre_tokenizer, backend.normalizer):
         if step is not None:
             return " + ".join(_types(json.loads(step.__getstate__())))
@@ -222,7 +223,7 @@ def _types(state: dict[str, Any]) -> Iterator[str]:
 
 
 def _eaters(checkpoint: Checkpoint, raw: Any) -> list[str]:
-    """Name the added tokens of the markers that strip what stands beside them."""
+    """Name the markers' added tokens that strip the white space beside them."""
     format = checkpoint.format
     assert format is not None
     backend = raw if checkpoint.tokenizer is None else getattr(checkpoint.tokenizer, "backend_tokenizer", None)
@@ -234,7 +235,7 @@ def _eaters(checkpoint: Checkpoint, raw: Any) -> list[str]:
 
 
 def _only_blanks(text: str, back: str) -> bool:
-    """Whether `back` is `text` with nothing done but blanks put in."""
+    """Whether `back` is `text` with nothing but blanks added."""
     at = 0
     for character in back:
         if at < len(text) and character == text[at]:
