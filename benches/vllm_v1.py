@@ -29,7 +29,7 @@ from thinkguard import ThinkFormat, ThinkPolicy, ThinkProgram
 from thinkguard.bench.machine import machine
 from thinkguard.bench.timing import Round, spread_of_rounds, with_pace
 from thinkguard.vllm.engine_requests import Guard
-from thinkguard.vllm.v1 import V1Rows
+from thinkguard.vllm.v1 import V1Batch
 
 LENGTHS, ASKED_LENGTH, ASKED_RATIO = (128, 1_024, 8_192, 32_768), 1_024, 200
 ROUNDS, LONG_ROUNDS, OUR_STEPS, THEIR_STEPS, BUDGET = 8, 3, 60, 12, 2**29
@@ -69,7 +69,7 @@ class Batch:
         params = SamplingParams(thinking_token_budget=BUDGET)
         update = BatchUpdate(num_requests, [], [(i, params, prompt, out) for i, out in enumerate(self.outputs)], [])
         device = torch.device("cpu")
-        self.ours = V1Rows(requests, device)  # type: ignore[arg-type]
+        self.ours = V1Batch(requests, device)  # type: ignore[arg-type]
         self.ours.update_state(update)
         reasoning = Reasoning([added["<think>"]], [added["</think>"]])
         self.theirs = ThinkingBudgetStateHolder(reasoning, num_requests, 0, device, False)  # type: ignore[arg-type]

@@ -548,7 +548,7 @@ class Host:
 
 @pytest.fixture
 def hosts(monkeypatch):
-    for name, kind in (("v1", "V1Rows"), ("v2", "V2Slots")):
+    for name, kind in (("v1", "V1Batch"), ("v2", "V2Slots")):
         module = types.ModuleType(f"thinkguard.vllm.{name}")
         setattr(module, kind, type(kind, (Host,), {}))
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -556,7 +556,7 @@ def hosts(monkeypatch):
 
 def test_the_number_of_arguments_tells_the_runner(hosts, tiny):
     v1 = adapter.ThinkLogitsProcessor(config_of(tiny), "cpu", False)
-    assert type(v1._host).__name__ == "V1Rows"
+    assert type(v1._host).__name__ == "V1Batch"
     assert v1._host.calls[0][1] == "cpu"
     v1.update_state(None)
     assert v1.apply("logits") == "apply"

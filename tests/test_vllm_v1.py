@@ -25,7 +25,7 @@ from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 from thinkguard import ThinkPolicy, ThinkProgram, Vocabulary
 from thinkguard.errors import ThinkGuardError
 from thinkguard.vllm.engine_requests import Guard
-from thinkguard.vllm.v1 import V1Rows
+from thinkguard.vllm.v1 import V1Batch
 
 SCHEDULES = {"quick": 4, "default": 40, "thorough": 1000}[os.environ.get("THINKGUARD_TEST_PROFILE", "default")]
 CPU, OTHER = torch.device("cpu"), torch.device("mps")  # the other: any on which the CPU's code cannot reach the logits
@@ -65,8 +65,8 @@ def guarded(guards_raw=False, limit=2**20, **policy):
 
 
 def rows_of(*requests, device=CPU):
-    """V1Rows over (params, prompt, output) requests, one at each batch index."""
-    rows = V1Rows(Requests(), device)
+    """V1Batch over (params, prompt, output) requests, one at each batch index."""
+    rows = V1Batch(Requests(), device)
     rows.update_state(BatchUpdate(len(requests), [], [(i, *request) for i, request in enumerate(requests)], []))
     return rows
 
@@ -131,7 +131,7 @@ class Runner:
     def __init__(self, rng, program, asynchronous):
         self.rng, self.program, self.asynchronous = rng, program, asynchronous
         self.requests = Requests(program)
-        self.rows = V1Rows(self.requests, CPU)
+        self.rows = V1Batch(self.requests, CPU)
         self.rows.is_argmax_invariant = lambda: False
         self.batch = InputBatch(
             max_num_reqs=5, max_model_len=256, max_num_batched_tokens=256, device=CPU, block_sizes=[16],

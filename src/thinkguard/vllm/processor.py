@@ -62,9 +62,9 @@ class ThinkLogitsProcessor(*_interfaces()):  # type: ignore[misc]
                 raise UnsupportedError(
                     "speculative decoding with a logits processor needs the V2 model runner: set VLLM_USE_V2_MODEL_RUNNER=1"
                 )
-            from thinkguard.vllm.v1 import V1Rows
+            from thinkguard.vllm.v1 import V1Batch
 
-            self._host = V1Rows(requests, host[0])
+            self._host = V1Batch(requests, host[0])
         else:
             raise UnsupportedError(f"made with {len(host) + 1} arguments, and neither V1's interface nor V2's has as many")
 

@@ -21,7 +21,7 @@ _CODES = {getattr(torch, dtype.name.lower()): int(dtype) for dtype in Dtype}
 _NO_TOKEN = 2**31 - 1  # an id beyond every vocabulary: a token without text
 
 
-class V1Rows:
+class V1Batch:
     """The guarded requests of V1's persistent batch.
 
     A step costs what its rows gained, whatever their length; Python does no work for a single row but when it joins the
