@@ -313,6 +313,37 @@ def test_a_bias_never_makes_an_infinity():
     assert logits[0, END] == INF, "what came in stays what it was"
 
 
+def test_a_tensor_is_described_however_it_comes():
+    """By DLPack's exchange interface where torch has it, by its attributes elsewhere: views, subclasses, gradients."""
+    torch = pytest.importorskip("torch", reason="its tensors are edited")
+    wanted = torch.zeros(2, WIDTH)
+    PROGRAM.apply([row(A), row(A)], wanted.numpy())
+
+    class Own(torch.Tensor):
+        pass
+
+    views = [
+        torch.zeros(2, WIDTH), torch.zeros(WIDTH, 2).T, torch.zeros(4, 2 * WIDTH)[1::2, ::2],
+        torch.zeros(9 + 2 * WIDTH)[9:].view(2, -1),
+        torch.nn.Parameter(torch.zeros(2, WIDTH), requires_grad=True), torch.zeros(2, WIDTH, requires_grad=True),
+        torch.zeros(2, WIDTH).as_subclass(Own),
+    ]  # fmt: skip
+    for tensor in views:
+        PROGRAM.apply([row(A), row(A)], tensor)
+        assert torch.equal(tensor.detach().as_subclass(torch.Tensor), wanted)
+    one = torch.zeros(1, WIDTH).expand(2, WIDTH)
+    for wrong, message in (
+        (one, "share memory"), (torch.zeros(1, 1).expand(2, WIDTH), "share memory"),
+        (torch.zeros(3, WIDTH), r"shape \[3, 259\]"), (torch.zeros(WIDTH), r"shape \[259\]"),
+        (torch.zeros(2, WIDTH, dtype=torch.float64), "logits are float64"),
+        (torch.zeros(2, WIDTH, dtype=torch.int32), "logits are int32"),
+        (torch.zeros(2, WIDTH, device="meta"), "logits are on meta"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            PROGRAM.apply([row(A), row(A)], wrong)
+
+
+
 def test_torch_tensors_of_every_dtype_agree_with_numpy():
     torch = pytest.importorskip("torch", reason="bfloat16 logits and tensors need torch")
     rows = [closing(), row(A), row(A, END), biased(1.37)]

@@ -1,8 +1,10 @@
 """Check, release the GIL, call C, raise. The rules are all in C; what is here knows Python's objects and a host's memory."""
 cimport cython
+from cpython.exc cimport PyErr_Clear
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from libc.stdint cimport int32_t, int64_t, intptr_t, uint8_t, uint32_t
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.stdint cimport int32_t, int64_t, intptr_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 import numpy as np
@@ -401,20 +403,97 @@ cdef int dtype_of(object dtype) except -1:
     return known
 
 
+# DLPack's exchange interface, version 1, as torch has it from 2.10 on: a tensor described by one call in C. Behind a model's
+# step, which leaves none of this in the caches, each of the five attributes that say the same costs a microsecond or two.
+
+cdef struct DLTensor:
+    void *data
+    int32_t device_type, device_id
+    int32_t ndim
+    uint8_t type_code, type_bits
+    uint16_t type_lanes
+    int64_t *shape
+    int64_t *strides  # elements
+    uint64_t byte_offset
+
+
+ctypedef int (*Describe)(void *tensor, DLTensor *out) noexcept
+
+
+cdef struct ExchangeApi:
+    uint32_t major, minor
+    void *older
+    void *allocate
+    void *to_managed
+    void *from_managed
+    Describe describe
+    void *work_stream
+
+
+cdef enum:
+    DL_CPU = 1
+    DL_FLOAT = 2
+    DL_BFLOAT = 4
+
+cdef object exchange_type = None  # whose tensors `exchange` describes; no subclass of it
+cdef Describe exchange = NULL
+
+
+cdef bint exchanged(object logits, DLTensor *out) except -1:
+    """Describe a tensor by its library's exchange interface; whether that can be done."""
+    global exchange_type, exchange
+    cdef ExchangeApi *api
+    kind = type(logits)
+    if kind is not exchange_type:
+        capsule = vars(kind).get("__dlpack_c_exchange_api__") if hasattr(kind, "__dlpack_c_exchange_api__") else None
+        if capsule is None:
+            return False
+        api = <ExchangeApi *> PyCapsule_GetPointer(capsule, "dlpack_exchange_api")
+        if api.major != 1 or api.describe is NULL:
+            return False
+        exchange_type, exchange = kind, api.describe
+    if exchange(<void *> logits, out):
+        PyErr_Clear()  # a tensor with a gradient, for one: its attributes tell the same
+        return False
+    return True
+
+
+cdef int raise_for_sharing(const Logits *found, Py_ssize_t num_states) except -1:
+    if (num_states > 1 and not found.row_stride) or (num_states and found.width > 1 and not found.stride):
+        raise InputError("logits share memory (an expanded view), so rows and tokens cannot differ: pass a copy")
+    return 0
+
+
+cdef int raise_for_shape(object logits, Py_ssize_t num_states) except -1:
+    raise InputError(f"logits have shape {list(logits.shape)} for {num_states} states: wanted [{num_states}, vocab_size]")
+
+
 cdef Logits described_logits(object logits, Py_ssize_t num_states) except *:
-    """Where logits lie in memory. Behind a model's step every attribute that is asked for costs a microsecond."""
+    """Where logits lie in memory; InputError for what cannot be edited there."""
     cdef Logits found
+    cdef DLTensor tensor
+    if exchanged(logits, &tensor) and tensor.device_type == DL_CPU and tensor.type_lanes == 1 and (
+        tensor.type_code == DL_FLOAT and tensor.type_bits in (16, 32) or tensor.type_code == DL_BFLOAT
+    ):
+        if tensor.ndim != 2 or tensor.shape[0] != num_states:
+            raise_for_shape(logits, num_states)
+        found.dtype = c.TG_BFLOAT16 if tensor.type_code == DL_BFLOAT else (
+            c.TG_FLOAT32 if tensor.type_bits == 32 else c.TG_FLOAT16)
+        found.address, found.width = <intptr_t> tensor.data + <intptr_t> tensor.byte_offset, tensor.shape[1]
+        found.row_stride = tensor.shape[1] if tensor.strides is NULL else tensor.strides[0]
+        found.stride = 1 if tensor.strides is NULL else tensor.strides[1]
+        raise_for_sharing(&found, num_states)
+        return found
     dtype, data_ptr = getattr(logits, "dtype", None), getattr(logits, "data_ptr", None)
     if dtype is None:
         raise InputError(f"logits are {type(logits).__name__}: wanted float32, float16 or bfloat16")
     found.dtype = dtype_of(dtype)
-    cdef bint is_torch = data_ptr is not None
-    if is_torch and not logits.is_cpu:
+    if data_ptr is not None and not logits.is_cpu:
         raise InputError(f"logits are on {logits.device}: wanted a tensor on the CPU")
     shape = logits.shape  # torch has its own kind of tuple
     if len(shape) != 2 or <Py_ssize_t> shape[0] != num_states:
-        raise InputError(f"logits have shape {list(shape)} for {num_states} states: wanted [{num_states}, vocab_size]")
-    if is_torch:
+        raise_for_shape(logits, num_states)
+    if data_ptr is not None:
         found.address, strides = data_ptr(), logits.stride()
     else:
         interface = logits.__array_interface__
@@ -425,8 +504,7 @@ cdef Logits described_logits(object logits, Py_ssize_t num_states) except *:
             raise InputError("logits lie askew in memory (a field of a structured array?): pass a copy")
         strides = tuple(stride // logits.itemsize for stride in strides)
     found.row_stride, found.stride, found.width = strides[0], strides[1], shape[1]
-    if (num_states > 1 and not found.row_stride) or (num_states and found.width > 1 and not found.stride):
-        raise InputError("logits share memory (an expanded view), so rows and tokens cannot differ: pass a copy")
+    raise_for_sharing(&found, num_states)
     return found
 
 
