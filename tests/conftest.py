@@ -81,7 +81,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)  # xdist's
 def pytest_testnodedown(node: Any, error: object) -> None:
-    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("without corpus", 0)  # all of them left out the same
+    num = getattr(node, "workeroutput", {}).get("without corpus", 0)  # the same for each, but for one that crashed
+    node.config.stash[LEFT_OUT] = max(num, node.config.stash.get(LEFT_OUT, 0))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -617,7 +617,7 @@ cdef class StateBatch:
             self.last[i] = (<const int64_t *> ids)[i * row_stride + (length - 1) * stride]
 
     def follow(self, intptr_t ids, int64_t row_stride, int64_t stride, int64_t num_rows, int64_t length):
-        """Account for the last token of each row of int64 ids, if each row ends in the token that was seen last and one more.
+        """Account for the last token of each sequence of int64 ids, if each ends in the token that was seen last and one more.
 
         ids: address of [num_rows, length], strides in elements. Returns whether they do; else nothing is accounted for.
         """

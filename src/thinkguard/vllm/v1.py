@@ -24,9 +24,9 @@ _NO_TOKEN = 2**31 - 1  # an id beyond every vocabulary: a token without text
 class V1Batch:
     """The guarded requests of V1's persistent batch.
 
-    A step costs what its rows gained, whatever their length; Python does no work for a single row but when it joins the
-    batch. Nothing here raises on account of a request: an exception would end the engine for everybody. Logits have a row
-    for each request of the batch, also for those whose prompt is not read to its end; V1 drops what it samples for them.
+    A step costs what its requests gained, whatever their length; Python does no work for a single request but when it joins
+    the batch. Nothing here raises on account of a request: an exception would end the engine for everybody. Logits have a
+    row for each request of the batch, also for those whose prompt is not read to its end; V1 drops what it samples for them.
     """
 
     def __init__(self, requests: Requests, device: torch.device) -> None:
