@@ -12,7 +12,7 @@ SGLANG ?= sglang==0.5.23
 CORPUS ?=
 EXTENSION_SOURCES := setup.py $(wildcard csrc/*) $(wildcard src/thinkguard/core/*.pyx) $(wildcard src/thinkguard/core/*.pxd)
 
-.PHONY: demo test lint types sanitize fuzz bench bench-gpu tiny-models mended docs sdist clean env build vllm
+.PHONY: demo test lint types sanitize fuzz bench bench-gpu verdicts tiny-models mended docs sdist clean env build vllm
 
 demo: build
 	@$(BIN)/thinkguard demo
@@ -36,13 +36,24 @@ sanitize: build vllm
 fuzz:
 	tools/fuzz.sh 60
 
-# Minutes on two cores.
+# A quarter of an hour on two cores that do nothing else meanwhile.
 bench: build vllm
-	$(BIN)/python benches/run.py
+	mkdir -p build
+	$(BIN)/python -m pytest benches --benchmark-json=build/bench.json
+	$(BIN)/python -m benches.report build/bench.json
 
-# On a machine with a GPU; it has torch and triton, and needs nothing else and no network. `make bench` shows the figures.
+# On a machine with a GPU that has torch, pytest, pytest-benchmark and Cython; no network is needed. Engines of vLLM in
+# processes of their own find the package by PYTHONPATH. `make bench` shows the figures.
 bench-gpu:
-	$(PYTHON) benches/gpu.py --out benches/results/gpu.json
+	mkdir -p build
+	$(PYTHON) setup.py --quiet build_ext --inplace
+	PYTHONPATH=src $(PYTHON) -m pytest -x benches/gpu --benchmark-json=build/gpu.json
+	PYTHONPATH=src $(PYTHON) -m benches.report build/gpu.json --machine gpu
+
+# What each alternative makes of every case, and right answers under a budget: minutes, but no clock.
+verdicts: build vllm
+	$(BIN)/python -m pytest benches/verdicts --write
+	$(BIN)/python -m benches.report
 
 tiny-models: build
 	$(BIN)/python tools/train_tiny_models.py --out src/thinkguard/demo/models

@@ -4,6 +4,6 @@ import pytest
 
 pytest.importorskip("triton", reason="the device kernel needs triton")
 
-from thinkguard.bench.alternatives.interpreted import interpret
+from benches.alternatives.interpreted import interpret
 
 interpret()

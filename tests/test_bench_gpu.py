@@ -1,9 +1,11 @@
-"""The measurements of benches/gpu.py, small and under Triton's interpreter: a GPU is seldom at hand to find out there."""
+"""The benchmarks of benches/gpu, small and under Triton's interpreter: a GPU is seldom at hand to find out there."""
 
 import json
 import os
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import interpreted  # noqa: F401
@@ -11,135 +13,173 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the device kernel needs torch")
 
-BENCHES = Path(__file__).resolve().parents[1] / "benches"
+from benches.gpu import common, scenes, test_gpu_agreement, test_gpu_kernel, test_gpu_sync  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 400
+SIZES = common.Sizes(rows=1, width=WIDTH, launches=1, rounds=2, long=20, prompt=100, device="cpu")
+WALK = {"steps": 3, "width": WIDTH, "device": "cpu"}
+
+
+class Benchmark:
+    """Calls what it is given as pytest-benchmark does, whose own fixture is switched off beside other processes."""
+
+    def __init__(self):
+        self.extra_info = {}
+
+    def pedantic(self, target, rounds, warmup_rounds=0):
+        for _ in range(warmup_rounds + rounds):
+            target()
+
+
+class Event:
+    """An event of a device that is done with a call when the call returns."""
+
+    woken = ()
+
+    def __init__(self, enable_timing=False):
+        self.at = 0.0
+
+    def record(self):
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, end):
+        return (end.at - self.at) * 1e3
+
+    def query(self):
+        return next(Event.woken, False)
 
 
 @pytest.fixture(autouse=True)
-def on_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHES))
+def device(monkeypatch):
+    """What is asked of the GPU beside its kernels. The cycles of every sleep."""
+    slept = []
+    monkeypatch.setattr(Event, "woken", iter(()))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", slept.append, raising=False)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+    return slept
 
 
-@pytest.fixture
-def sizes():
-    from gpu_scenes import Sizes
-
-    return Sizes(rows=1, width=WIDTH, launches=1, rounds=1, long=20, prompt=100, device="cpu")
+def tables_of(kind):
+    return common.DeviceProgram(common.program(kind, WIDTH), "cpu")
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("tokens", torch.float32), ("channels", torch.bfloat16)])
 def test_slots_agree_with_c(kind, dtype):
-    from gpu_agreement import agreement
-
-    found = agreement(kind, dtype, steps=3, num_slots=2, width=WIDTH, capacity=96, device="cpu")
+    found = test_gpu_agreement.walk_slots(kind, dtype, **WALK, num_slots=2, capacity=96)
     assert found["mismatches"] == 0
     assert found["rows"] > 4
 
 
 def test_whole_sequences_agree_with_c(monkeypatch):
-    import gpu_agreement
-
-    monkeypatch.setattr(gpu_agreement, "POLICIES", gpu_agreement.POLICIES[2:4])
-    found = gpu_agreement.shuffled("text", torch.float32, steps=3, num_rows=2, width=WIDTH, device="cpu")
-    assert found["rows"] == 2 * 2 * 3
+    monkeypatch.setattr(test_gpu_agreement, "POLICIES", test_gpu_agreement.POLICIES[2:4])
+    assert test_gpu_agreement.walk_sequences("text", torch.float32, **WALK, num_rows=2)["rows"] == 2 * 2 * 3
 
 
 def test_a_logit_that_differs_is_a_failure(monkeypatch):
-    import gpu_agreement
-    import gpu_common
-
     def wrong(rows, logits):
-        gpu_common.edit_in_c(rows, logits)
+        common.edit_in_c(rows, logits)
         logits[0, 7] += 1
 
-    monkeypatch.setattr(gpu_agreement, "edit_in_c", wrong)
-    arguments = dict(steps=3, num_slots=2, width=WIDTH, capacity=96, device="cpu")
-    found = gpu_common.row("it", lambda: gpu_agreement.agreement("tokens", torch.float32, **arguments))
-    assert "token 7: logit" in found["failed"]
+    monkeypatch.setattr(test_gpu_agreement, "edit_in_c", wrong)
+    with pytest.raises(AssertionError, match="token 7: logit"):
+        test_gpu_agreement.walk_slots("tokens", torch.float32, **WALK, num_slots=2, capacity=96)
 
 
-def test_kernel_rows(sizes, monkeypatch):
-    import gpu_kernel
-
-    monkeypatch.setattr(gpu_kernel, "RIVALS", [])  # vLLM takes seconds to import
-    monkeypatch.setattr(gpu_kernel, "SHAPED", ["all forced"])
-    *rows, shapes = gpu_kernel.kernels(True, sizes, ("thinking, 3 drafts each", "one long prompt, no chat"))
-    assert [row["action"] for row in rows] == ["edit", "edit"]
-    assert all(row["warm"]["thinkguard"]["median"] > 0 and row["cold"]["nothing"]["num"] == 1 for row in rows)
-    assert set(shapes["best"].values()) == {"1 warps, blocks of 128"}
-
-
-def test_a_kernel_that_edits_wrongly_is_a_failure(sizes, monkeypatch):
-    import gpu_kernel
-
-    scene = gpu_kernel.Scene
-    monkeypatch.setattr(scene, "apply", lambda self: None)
-    monkeypatch.setattr(gpu_kernel, "SHAPED", [])
-    [row, _] = gpu_kernel.kernels(True, sizes, ["all forced"])
-    assert "C has" in row["failed"]
+@pytest.mark.parametrize("scene", ["thinking, 3 drafts each", "one long prompt, no chat"])
+@pytest.mark.parametrize("beside", [test_gpu_kernel.NOTHING, scenes.RIVAL])
+def test_kernels_are_timed_in_turn(scene, beside):
+    if beside == scenes.RIVAL:
+        pytest.importorskip("vllm", reason="the budget is vLLM's")
+    benchmark = Benchmark()
+    test_gpu_kernel.test_kernel(None, benchmark, tables_of, SIZES, scene, beside, "device", "warm")
+    found = benchmark.extra_info
+    assert set(found["pairs"]) == {scenes.GUARD, test_gpu_kernel.NOTHING, beside}
+    assert len(found["pairs"][scenes.GUARD]) == SIZES.rounds
+    assert min(found["pairs"][scenes.GUARD]) > 1e-5 > min(found["pairs"][test_gpu_kernel.NOTHING]) > 0
+    assert ("ratio" in found) == (beside == scenes.RIVAL)
+    assert (found["scene"], found["action"], found["rows"]) == (scene, "edit", 4 if "drafts" in scene else 1)
 
 
-def test_steps_that_must_not_wait_run(sizes):
-    from gpu_sync import synchronisation
+def test_a_kernel_that_edits_wrongly_is_a_failure(monkeypatch):
+    monkeypatch.setattr(scenes.Scene, "apply", lambda self: None)
+    with pytest.raises(AssertionError, match="C has"):
+        scenes.guards(None, tables_of("tokens"), "all forced", SIZES, rival=False)
 
-    rows = list(synchronisation(True, sizes))
-    assert [row.get("steps") for row in rows] == [1, 1], rows
+
+def test_a_device_that_wakes_too_soon_sleeps_longer(monkeypatch, device):
+    monkeypatch.setattr(Event, "woken", iter([True, True]))
+    calls = []
+    taken = test_gpu_kernel.Stopwatch().round({"it": lambda: calls.append(1)}, 3, lambda: None, lambda: None)
+    assert [cycles // device[0] for cycles in device] == [1, 4, 16]
+    assert (list(taken), len(calls)) == (["it"], 9)
+    monkeypatch.setattr(Event, "woken", iter([True] * 9))
+    with pytest.raises(RuntimeError, match="takes seconds to queue"):
+        test_gpu_kernel.Stopwatch().round({}, 3, lambda: None, lambda: None)
 
 
-def test_generate_guarded_and_not():
+def test_a_call_is_one_launch(monkeypatch):
+    launches = {"guard": 1.0}
+    monkeypatch.setattr(test_gpu_sync, "launched", lambda action: (launches, 1e-6))
+    for run in (test_gpu_sync.test_launches, test_gpu_sync.test_host_time):
+        benchmark = Benchmark()
+        run(None, benchmark, tables_of, SIZES, "all forced", scenes.GUARD)
+        assert benchmark.extra_info.get("launches", launches) == launches
+    launches["copy"] = 1.0
+    with pytest.raises(AssertionError, match="copy"):
+        test_gpu_sync.test_launches(None, Benchmark(), tables_of, SIZES, "all forced", scenes.GUARD)
+
+
+@pytest.mark.parametrize("host", ["vLLM V2", "generate()"])
+def test_steps_that_must_not_wait_run(monkeypatch, host):
+    if host == "vLLM V2":
+        pytest.importorskip("vllm", reason="the adapter is vLLM's")
+    monkeypatch.setattr(test_gpu_sync, "no_waiting", nullcontext)
+    benchmark = Benchmark()
+    test_gpu_sync.test_nothing_waits(None, benchmark, tables_of, SIZES, host)
+    assert benchmark.extra_info == {"host": host}
+
+
+def test_waiting_that_is_not_noticed_is_a_failure():
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"), test_gpu_sync.no_waiting("cpu"):
+        pass
+
+
+def test_generate_guarded_and_not(tmp_path):
     pytest.importorskip("transformers", reason="generate() is transformers'")
-    from gpu_decode import Sizes, huggingface
+    from benches.gpu import test_gpu_throughput as throughput
+    from benches.setting import Setting, make_tokenizer
 
-    sizes = Sizes(
-        batch=2, tokens=8, pairs=1, width=WIDTH, hidden=32, layers=1, heads=2, device="cpu", dtype=torch.float32
-    )
-    [row] = huggingface(True, sizes)
-    assert row["same again"] is True, row
-    assert row["outputs that the guard changed"] == 2
-    assert 0 < row["guarded over unguarded"]["low"] <= row["guarded over unguarded"]["high"]
-
-
-def test_a_ratio_has_an_interval(monkeypatch):
-    import gpu_decode
-
-    clock = iter([0, 1.0, 0, 2.0, 0, 2.0, 0, 1.0])
-    monkeypatch.setattr(gpu_decode.time, "perf_counter", lambda: next(clock))
-    found = gpu_decode.paired({"unguarded": lambda: None, "guarded": lambda: None}, 2, 10)
-    assert found["guarded"]["median"] == 10.0  # first in the first pair, second in the other
-    assert found["unguarded"]["median"] == 5.0
-    assert found["guarded over unguarded"]["mean"] == 2.0
+    load = throughput.Load(2, tokens=8, pairs=1, hidden=32, layers=1, heads=2, device="cpu", dtype=torch.float32)
+    setting = Setting.load(make_tokenizer(tmp_path, 2048, marker_tokens=True), 2048)
+    benchmark = Benchmark()
+    throughput.generate_in_pairs(benchmark, load, setting, throughput.model(load, setting), compiled=False)
+    found = benchmark.extra_info
+    assert found["same again"] is True
+    assert found["outputs that the guard changed"] == 2
+    assert 0 < found["ratio"]["low"] <= found["ratio"]["high"]
+    with pytest.raises(AssertionError, match="thinking_tokens=8"):
+        throughput.check_closed(load, setting, setting.start_ids, setting.encode(" the") * 8)
 
 
-def test_what_cannot_run_says_why():
-    from gpu_common import NotMeasured, row
-
-    def absent():
-        raise NotMeasured("no such host")
-
-    assert row("it", absent) == {"what": "it", "not measured": "no such host"}
-    assert row("it", lambda: {}["x"])["not measured"].startswith("KeyError: 'x' (line")
+WITHOUT = "import pytest, sys; status = pytest.main(sys.argv[1:]); assert 'vllm' not in sys.modules; sys.exit(status)"
 
 
-def test_a_section_that_dies_leaves_a_reason(monkeypatch):
-    import gpu
-
-    monkeypatch.setitem(gpu.SECTIONS, "gone", ("gpu_kernel", "kernels", 1))  # a name that the other process does not know
-    [row] = gpu.in_own_process("gone", True, 60)
-    assert row["what"] == "gone: the rest"
-    assert row["not measured"].startswith("ended with status 1;")
-    [row] = gpu.in_own_process("machine", True, 0)
-    assert row["not measured"].startswith("took longer than 0 s")
-
-
-def test_without_a_gpu_all_is_not_measured(tmp_path):
-    file = tmp_path / "figures.json"
-    command = [sys.executable, str(BENCHES / "gpu.py"), "--quick", "--out", str(file)]
+def test_without_a_gpu_all_is_left_out(tmp_path):
+    pytest.importorskip("pytest_benchmark", reason="the benchmarks are pytest-benchmark's")
+    file = tmp_path / "found.json"
+    command = [sys.executable, "-c", WITHOUT, str(ROOT / "benches" / "gpu"), f"--benchmark-json={file}"]
     unseen = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=unseen)
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout)
-    assert figures == json.loads(file.read_text())
-    assert figures["machine"]["torch"] == torch.__version__
-    assert {row["what"]: row["not measured"] for row in figures["rows"]} == dict.fromkeys(
-        ("agreement", "kernel", "synchronisation", "generate", "compiled", "vllm"), "no GPU"
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=unseen, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "warning" not in (done.stdout + done.stderr).lower()
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert found["machine_info"]["torch"] == torch.__version__
+    assert found["benchmarks"] == []
+    assert {one["name"].split("[")[0] for one in found["left_out"]} == {
+        "test_slots_agree", "test_whole_sequences_agree", "test_kernel", "test_launches", "test_host_time",
+        "test_nothing_waits", "test_generate", "test_vllm",
+    }  # fmt: skip
+    assert {(one["group"], one["cannot"]) for one in found["left_out"]} == {("gpu", "no GPU")}

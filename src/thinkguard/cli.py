@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.set_defaults(run=_explain)
 
     add_commands(commands, _positive, _seconds)
-    add_command(commands)
+    add_command(commands, _positive)
 
     formats = commands.add_parser("formats", help="list the model families, or print one")
     formats.add_argument("name", nargs="?", metavar="NAME")

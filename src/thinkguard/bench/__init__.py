@@ -1,1 +1,1 @@
-"""What the guard costs and what it does, measured side by side with every alternative; `thinkguard bench` runs it."""
+"""What the guard costs a user, on their model and their device: `thinkguard bench`."""

@@ -1,62 +1,49 @@
-"""The command `bench`: parses and prints, the work is done beside this file."""
+"""The command `bench`: this file parses and prints, the work is done beside it."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from thinkguard.errors import InputError, ThinkGuardError
-
-PARTS = ("correctness", "step", "instructions", "start", "memory", "generate", "serve", "quality")
+FINE = 0
 
 
-def add_command(commands: Any) -> None:
+def add_command(commands: Any, positive: Callable[[str], int]) -> None:
     """Add the parser to the subparsers of the command line."""
-    bench = commands.add_parser("bench", help="what the guard costs and does, beside every alternative here")
-    bench.add_argument("--quick", action="store_true", help="the short form, under two minutes: fewer parts, less of each")
-    bench.add_argument("--parts", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
+    bench = commands.add_parser("bench", help="tokens a second of a model of yours in generate(), alone and guarded")
+    bench.add_argument("--model", required=True, metavar="PATH", help="a model's folder, or a name that transformers finds")
+    bench.add_argument("--batch", type=positive, default=1, metavar="N", help="outputs made at once (default: 1)")
     bench.add_argument(
-        "--tokenizers", type=Path, metavar="DIR", help="real ones for the cases: qwen3, qwen2.5-instruct, phi-4, olmo3-think"
+        "--new-tokens", type=positive, default=128, metavar="N", help="of each output; half is the budget (default: 128)"
     )
-    bench.add_argument("--json", type=Path, metavar="FILE", help="write all figures and what every case printed")
+    bench.add_argument(
+        "--pairs", type=positive, default=12, metavar="N", help="two runs alone and two guarded in each (default: 12)"
+    )
+    bench.add_argument("--device", metavar="NAME", help="as torch names it (default: cuda, mps or cpu, the first there is)")
+    bench.add_argument("--format", metavar="NAME", help="the family's name (default: detected)")
+    bench.add_argument("--json", action="store_true", help="print JSON, with the seconds of each pair")
     bench.set_defaults(run=_bench)
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from thinkguard.bench import run
-    from thinkguard.bench.table import tables
+    from transformers.utils import logging
 
-    if options.tokenizers is not None and not (options.tokenizers / "qwen3").is_dir():
-        raise InputError(f"--tokenizers {options.tokenizers}: holds no folder qwen3; leave it out for made tokenizers")
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise InputError(f"--json {options.json}: there is no folder {options.json.parent}; make it first")
-    plan = run.Plan(quick=options.quick, tokenizers=options.tokenizers)
-    parts = options.parts or (run.QUICK if options.quick else PARTS)
-    if options.tokenizers is not None and "correctness" not in parts:
-        raise InputError(f"--tokenizers is for the part correctness, which --parts {' '.join(parts)} leaves out")
-    if options.quick and (whole := [part for part in parts if part not in run.SHORTER]):
-        print(f"no short form: {', '.join(whole)}", file=sys.stderr)
-    begin = time.perf_counter()
+    from thinkguard.bench.generate import measure
+    from thinkguard.bench.result import Plan
 
-    def tell(part: str) -> None:
-        print(f"{time.perf_counter() - begin:6.0f} s  {part}", file=sys.stderr, flush=True)
-
-    figures: dict[str, Any] = {"seconds": {}}
-    failed = []
-    for found in run.measure(parts, plan, tell):
-        figures |= found | {"seconds": figures["seconds"] | found["seconds"]}
-        failed += [part for part in found["seconds"] if "failed" in found[part]]
-        for part, table in tables(found).items():
-            print(f"\n{part}\n\n{table}", flush=True)
-        if options.json is not None:
-            options.json.write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    tell("done")
-    if options.json is not None:
-        print(f"{options.json}: all figures", file=sys.stderr)
-    if failed:
-        raise ThinkGuardError(f"{', '.join(failed)} failed, as said above; everything else was measured")
-    return 0
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    plan = Plan(
+        model=options.model,
+        batch=options.batch,
+        new_tokens=options.new_tokens,
+        pairs=options.pairs,
+        device=options.device,
+        format=options.format,
+    )
+    result = measure(plan, lambda text: print(text, file=sys.stderr, flush=True))
+    print(json.dumps(result.as_dict(), ensure_ascii=False, indent=2) if options.json else result.as_text())
+    return FINE

@@ -17,16 +17,21 @@ PACKAGES: Final = (
 
 def machine() -> dict[str, Any]:
     """Describe this machine in words that name no host; the versions stand under the packages' names."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.*)", info.read_text()) if info.exists() else None
     return {
-        "cpu": found[1] if found else platform.processor() or platform.machine(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **versions(),
         "load": round(os.getloadavg()[0], 2),
     }
+
+
+def processor() -> str:
+    """Return the processor's name, or its architecture where the system says no more."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.*)", info.read_text()) if info.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:

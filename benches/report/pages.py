@@ -1,0 +1,165 @@
+"""What the figures say in README.md and docs/benchmarks.md: every number from a result file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from statistics import median
+from typing import Any
+
+from benches.report import tables
+from benches.report.results import RESULTS, Results
+from benches.report.tables import markdown, ratio, spread
+from thinkguard.bench.machine import PACKAGES
+
+ROOT = RESULTS.parents[1]
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
+STEP_PLOT = "![Time of a step against the length of the thinking](plots/step.svg)"
+QUALITY_PLOT = "![Right answers and well-formed outputs](plots/quality.svg)"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+
+def outputs(name: str) -> dict[str, Any]:
+    """What `make verdicts` wrote: "verdicts" or "quality"."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def write(results: Results) -> None:
+    """Rewrite what both pages say between their marks."""
+    for path, text in ((README, readme(results)), (PAGE, page(results))):
+        old = path.read_text(encoding="utf-8")
+        begin, end = old.index(BEGIN) + len(BEGIN), old.index(END)
+        path.write_text(f"{old[:begin]}\n{text}\n{old[end:]}", encoding="utf-8")
+
+
+def readme(results: Results) -> str:
+    """The README's part: what the guard does beside the alternatives, and what it costs."""
+    return "\n\n".join(
+        [
+            "What comes of each case (`right`, `wrong`, or `cannot` be asked of it; n/m runs), all run by `make verdicts`:",
+            tables.verdicts(outputs("verdicts")),
+            "What it costs, measured by `make bench`; the rest is in [docs/benchmarks.md](docs/benchmarks.md):",
+            markdown(["", "thinkguard", "beside it"], costs(results)),
+            _about(results),
+        ]
+    )
+
+
+def costs(results: Results) -> list[tuple[str, str, str]]:
+    """Five rows of cost."""
+    place = {"kind": "thinking", "batch": 32, "length": 1024, "vocab_size": 151_936}
+    steps = {name: results.row("test_step", alternative=name, **place) for name in ("thinkguard", "plain torch")}
+    served = results.row("test_v1_step", cache="warm", length=1024)
+    admitted = {
+        name: results.row("test_admission", alternative=name, length=100_000) for name in ("thinkguard", "plain torch")
+    }
+    held = {row["alternative"]: row["bytes"]["request"] for row in results.rows("test_memory")}
+    return [
+        (
+            "a step behind fresh logits, 32 sequences of 1,024 thinking tokens, 151,936 logits",
+            f"{steps['thinkguard']['median'] * 1e6:.0f} us",
+            f"{steps['plain torch']['median'] * 1e6:.0f} us for the obvious processor in torch",
+        ),
+        (
+            "the same in vLLM's V1 runner, step after step",
+            f"{served['median'] * 1e6:.0f} us",
+            f"{median(served['pairs']['vLLM']) * 1e6:,.0f} us for vLLM's own thinking budget",
+        ),
+        (
+            "a request behind 100,000 prompt tokens admitted",
+            f"{admitted['thinkguard']['median'] * 1e6:.0f} us, {held['thinkguard']:.0f} bytes",
+            f"{admitted['plain torch']['median'] * 1e6:,.0f} us in torch, {held['vLLM V1 budget']:,.0f} bytes in vLLM",
+        ),
+        (
+            "tokens a second of `generate()`, the embedded model, batch 8: guarded over alone",
+            ratio(results.row("test_generate", model="embedded model", batch=8), inverse=True),
+            "a step of that model takes milliseconds",
+        ),
+        (
+            "tokens a second of vLLM's V1 engine on the CPU, batch 8: guarded over alone",
+            ratio(results.row("test_serve"), inverse=True),
+            "on a GPU: " + ("docs/benchmarks.md" if _on_gpus() else "not measured, no GPU here"),
+        ),
+    ]  # fmt: skip
+
+
+def page(results: Results) -> str:
+    """The part of docs/benchmarks.md that is measured."""
+    found = outputs("verdicts")
+    cases = "\n".join(f"- **{name}**: {wanted}" for name, wanted in found["cases"].items())
+    paths = [
+        [name, about.get("version", ""), f"`{about['path']}`" if "path" in about else f"cannot: {about['cannot']}"]
+        for name, about in found["alternatives"].items()
+    ]
+    sections = {
+        "The alternatives, and where their hosts call them": markdown(["", "version", "called as in"], paths),
+        "Correctness": f"{tables.verdicts(found)}\n\n{cases}",
+        "Cost of a step": f"{tables.step(results)}\n\n{STEP_PLOT}\n\n{tables.beside(results)}",
+        "Instructions of a step": tables.instructions(results),
+        "Cost of starting": f"{tables.start(results)}\n\n{tables.memory(results)}",
+        "What else is watched": markdown(["what", "from the lower to the upper quartile"], watched(results)),
+        "Tokens a second of `generate()`": tables.rates(results, "test_generate"),
+        "Tokens a second of vLLM's V1 engine on the CPU": tables.rates(results, "test_serve"),
+        "Quality under a budget": f"{tables.quality(outputs('quality'))}\n\n{QUALITY_PLOT}",
+        "On a GPU": "\n\n".join(gpu_table(one) for one in _on_gpus() or [results]),
+    }
+    return "\n\n".join([_about(results), *(f"## {title}\n\n{text}" for title, text in sections.items())])
+
+
+def watched(results: Results) -> Iterator[tuple[str, str]]:
+    """What the project watches over itself."""
+    core = {row["walk"]: row for row in results.rows("test_core_step")}
+    for name, what in (("empty", "empty step (answer, nothing to edit)"), ("quiet", "quiet step (EOS moved, start banned)")):
+        yield f"the core's {what}, step after step", spread(core[name], 1e9 / core[name]["rows"], "ns per row")
+    yield "... with markers as text", spread(core["quiet, text markers"], 1e9 / core["quiet"]["rows"], "ns per row")
+    yield "... over the scalar memory accesses of it alone", ratio(results.row("test_core_step_scalars"))
+    yield "... behind 32,768 thinking tokens over none", ratio(results.row("test_core_step_long"))
+    for row in results.rows("test_v1_step"):
+        theirs = 1 / row["ratio"]["median"]
+        what = f"vLLM V1, 32 requests of {row['length']:,} thinking tokens, caches {row['cache']}"
+        yield what, f"{spread(row, 1e6, 'us a step')}, {theirs:,.0f} times less than vLLM's own budget"
+    yield "... ours behind 32,768 tokens over 128", ratio(results.row("test_v1_step_long"))
+    call = results.row("test_processor_call")
+    yield "`ThinkLogitsProcessor`, attached, batch 1", spread(call, 1e6 / call["calls"], "us a call")
+    yield "... over a processor that returns its scores", ratio(call)
+    yield "admission behind 100,000 prompt tokens over 1,000", ratio(results.row("test_admission_is_flat"))
+    for row in results.rows("test_compile"):
+        yield f"compile, {row['vocab_size']:,} tokens, markers as {row['markers']}", spread(row, 1e3, "ms")
+    yield "... the program's tables", f"{results.row('test_compile', markers='tokens')['bytes']['program'] / 1e6:.1f} MB"
+    yield "a new policy with a message", spread(results.row("test_new_policy"), 1e6, "us", 0)
+    imports = {"package": "`import thinkguard`", "all names": "`from thinkguard import *`", "numpy alone": "... of it numpy"}
+    for names, what in imports.items():
+        yield what, spread(results.row("test_import", names=names), 1e3, "ms", 0)
+    for row in results.rows("test_audit"):
+        rate = row["records"] / row["median"]
+        yield f"`thinkguard audit` on two processes, records of 2 KB, {row['kind']}", f"{rate:,.0f} records a second"
+
+
+def _about(results: Results) -> str:
+    where = results.machine
+    versions = ", ".join(f"{name} {where[name]}" for name in PACKAGES[1:] if name in where)
+    return f"*{where['cpu']}, {where['cores']} cores, Python {where['python']}; {versions}; `make bench`*"
+
+
+def _on_gpus() -> list[Results]:
+    """The result files with figures of a GPU."""
+    files = [path for path in sorted(RESULTS.glob("*.json")) if "benchmarks" in json.loads(path.read_text(encoding="utf-8"))]
+    found = map(Results.read, files)
+    return [one for one in found if any(benchmark["group"] == "gpu" for benchmark in one.benchmarks)]
+
+
+def gpu_table(results: Results) -> str:
+    """Every benchmark of the group `gpu`: its figures, or why there are none."""
+    rows = []
+    for one in results.benchmarks:
+        if one["group"] == "gpu":
+            about = one["extra_info"]
+            shown = [f"{one['stats']['median'] * 1e6:.4g} us"]
+            shown += [f"{key} {value}" for key, value in about.items() if isinstance(value, str | int)]
+            shown += [f"ratio {ratio(about)}"] if "ratio" in about else []
+            rows.append([one["name"].removeprefix("test_"), "; ".join(shown)])
+    for one in results.left_out:
+        if one["group"] == "gpu":
+            rows.append([one["name"].removeprefix("test_"), f"not measured: {one['cannot']}"])
+    return f"{results.machine.get('gpu', 'No GPU')}; `make bench-gpu`\n\n{markdown(['what', 'figures'], rows)}"
