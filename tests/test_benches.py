@@ -266,5 +266,5 @@ def test_what_a_gpu_says_is_a_table():
     missing = [{"name": "test_gpu_generate", "group": "gpu", "cannot": "no GPU"}]
     shown = pages.gpu_table(results_of(timed, left_out=missing, gpu="One"))
     assert "| gpu_step[edit] | 1.5 us; launches 1 |" in shown
-    assert "| gpu_generate | not measured: no GPU |" in shown
+    assert "| gpu_generate, 1 of them | not measured: no GPU |" in shown
     assert shown.startswith("One;")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from statistics import median
 from typing import Any
@@ -159,7 +160,9 @@ def gpu_table(results: Results) -> str:
             shown += [f"{key} {value}" for key, value in about.items() if isinstance(value, str | int)]
             shown += [f"ratio {ratio(about)}"] if "ratio" in about else []
             rows.append([one["name"].removeprefix("test_"), "; ".join(shown)])
-    for one in results.left_out:
-        if one["group"] == "gpu":
-            rows.append([one["name"].removeprefix("test_"), f"not measured: {one['cannot']}"])
+    left_out = Counter(
+        (one["name"].removeprefix("test_").partition("[")[0], one["cannot"])
+        for one in results.left_out if one["group"] == "gpu"
+    )  # fmt: skip
+    rows += [[f"{name}, {num} of them", f"not measured: {why}"] for (name, why), num in left_out.items()]
     return f"{results.machine.get('gpu', 'No GPU')}; `make bench-gpu`\n\n{markdown(['what', 'figures'], rows)}"
