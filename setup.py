@@ -6,6 +6,7 @@ import sys
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
+HEADERS = [f"csrc/{name}.h" for name in ("thinkguard", "lanes", "machine", "guard")]
 DEBUG = os.environ.get("THINKGUARD_DEBUG") == "1"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 
@@ -19,9 +20,9 @@ else:
 
 core = Extension(
     "thinkguard.core._core",
-    ["src/thinkguard/core/_core.pyx", "csrc/lift.c", "csrc/machine.c", "csrc/edit.c"],
+    ["src/thinkguard/core/_core.pyx", "csrc/lift.c", "csrc/machine.c", "csrc/decide.c", "csrc/edit.c", "csrc/guard.c"],
     include_dirs=["csrc"],
-    depends=["csrc/thinkguard.h", "csrc/machine.h", "src/thinkguard/core/_c.pxd", "src/thinkguard/core/_core.pxd"],
+    depends=[*HEADERS, "src/thinkguard/core/_c.pxd", "src/thinkguard/core/_core.pxd"],
     extra_compile_args=compile_args,
     extra_link_args=link_args,
 )
@@ -30,7 +31,7 @@ slots = Extension(
     "thinkguard.core._slots",
     ["src/thinkguard/core/_slots.pyx"],
     include_dirs=["csrc"],
-    depends=["csrc/thinkguard.h", "src/thinkguard/core/_c.pxd", "src/thinkguard/core/_core.pxd"],
+    depends=[*HEADERS, "src/thinkguard/core/_c.pxd", "src/thinkguard/core/_core.pxd"],
     extra_compile_args=compile_args,
     extra_link_args=link_args,
 )

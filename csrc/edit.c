@@ -1,7 +1,8 @@
 /* edit.c: carrying out an action on a row of logits.
  *
  * Values are handled as float; every dtype here converts to it without loss. A step touches what it changes: redirects and
- * bans write single scalars, only a forced or allowed one writes the whole row.
+ * bans write single scalars, only a forced or allowed one writes the whole row. Lists of tokens may overlap, so all lanes meet
+ * between two of them.
  */
 #include <math.h>
 #include <string.h>
@@ -74,6 +75,7 @@ static void write_logit(const logits_row* row, int32_t token, float value) {
   }
 }
 
+/* To be called by one lane for each token. */
 static void ban(const logits_row* row, int32_t token) {
   if (token < row->width) write_logit(row, token, -INFINITY);
 }
@@ -81,11 +83,11 @@ static void ban(const logits_row* row, int32_t token) {
 /* Ban tokens [from, to). */
 static void ban_range(const logits_row* row, int32_t from, int32_t to) {
   if (row->dtype == TG_FLOAT32) {
-    float* logits = row->data;
-    for (int64_t i = from; i < to; i++) logits[i * row->stride] = -INFINITY;
+    float* logits = (float*)row->data;
+    TG_EACH(token, from, to) logits[(int64_t)token * row->stride] = -INFINITY;
   } else {
-    uint16_t *logits = row->data, lowest = row->dtype == TG_FLOAT16 ? 0xFC00 : 0xFF80;
-    for (int64_t i = from; i < to; i++) logits[i * row->stride] = lowest;
+    uint16_t *logits = (uint16_t*)row->data, lowest = row->dtype == TG_FLOAT16 ? 0xFC00 : 0xFF80;
+    TG_EACH(token, from, to) logits[(int64_t)token * row->stride] = lowest;
   }
 }
 
@@ -144,46 +146,50 @@ int32_t tg_allows(const tg_program* program, const tg_policy* policy, const tg_a
 
 /* --- carrying it out --- */
 
-static void ban_list(const logits_row* row, const tg_policy* policy, const int32_t* tokens, int32_t count, int spare_eos) {
-  for (int32_t i = 0; i < count; i++)
-    if (!spare_eos || !tg_is_eos(policy, tokens[i])) ban(row, tokens[i]);
+static void ban_list(const logits_row* row, const tg_policy* policy, const int32_t* tokens, int32_t num_tokens) {
+  TG_EACH(i, 0, num_tokens)
+    if (!tg_is_eos(policy, tokens[i])) ban(row, tokens[i]);
+  tg_meet();
 }
 
 /* Tokens without text between the vocabulary and the logits' width. */
 static void ban_beyond(const logits_row* row, const tg_program* program, const tg_policy* policy) {
-  for (int32_t token = program->vocab_size; token < row->width; token++)
+  TG_EACH(token, program->vocab_size, row->width)
     if (!tg_is_eos(policy, token)) ban(row, token);
+  tg_meet();
 }
 
 static void ban_cut(const logits_row* row, const tg_program* program, const tg_policy* policy, const tg_action* action) {
   TG_ASSERT(action->cut >= 1 && action->cut <= 3 && action->pending >= 0 && action->pending <= 3);
-  ban_list(row, policy, program->partial[action->cut - 1], program->num_partial[action->cut - 1], 1);
+  ban_list(row, policy, program->partial[action->cut - 1], program->num_partial[action->cut - 1]);
   if (action->pending < action->cut) return;
   for (int32_t k = 1; k <= 2 && action->pending - k >= action->cut; k++)
-    ban_list(row, policy, program->continuing[k - 1], program->num_continuing[k - 1], 1);
-  for (int32_t i = 0; i < program->num_inert; i++) {
+    ban_list(row, policy, program->continuing[k - 1], program->num_continuing[k - 1]);
+  TG_EACH(i, 0, program->num_inert) {
     int32_t token = program->inert[i];
     if (!(program->info[token] & TG_TEXT) && !tg_is_eos(policy, token)) ban(row, token);
   }
+  tg_meet();
   ban_beyond(row, program, policy);
 }
 
 static void ban_all(const logits_row* row, const tg_program* program, const tg_policy* policy, const tg_action* action) {
-  for (int32_t i = 0; i < policy->num_eos; i++)
+  TG_EACH(i, 0, policy->num_eos)
     if (eos_is_banned(program, action, policy->eos[i])) ban(row, policy->eos[i]);
   uint32_t moved = moved_kinds(action);
   if (program->nodes[action->node].marks & (action->forbidden | (int32_t)moved)) {
-    for (int32_t i = program->mark_offset[action->node]; i < program->mark_offset[action->node + 1]; i++) {
+    TG_EACH(i, program->mark_offset[action->node], program->mark_offset[action->node + 1]) {
       uint32_t mask = program->mark_mask[i];
       if ((tg_mark_banned(mask, action->forbidden) || mask & moved) && !tg_is_eos(policy, program->mark_token[i]))
         ban(row, program->mark_token[i]);
     }
   }
-  if (action->flags & TG_BAN_NEVER) ban_list(row, policy, program->never, program->num_never, 1);
+  tg_meet();
+  if (action->flags & TG_BAN_NEVER) ban_list(row, policy, program->never, program->num_never);
   if (action->flags & TG_BAN_BLANK)
-    ban_list(row, policy, program->blank, program->num_blank, 1);
+    ban_list(row, policy, program->blank, program->num_blank);
   else if (action->flags & TG_BAN_INERT)
-    ban_list(row, policy, program->inert, program->num_inert, 1);
+    ban_list(row, policy, program->inert, program->num_inert);
   if (action->flags & (TG_BAN_BLANK | TG_BAN_INERT)) ban_beyond(row, program, policy);
   if (action->cut) ban_cut(row, program, policy, action);
 }
@@ -200,12 +206,12 @@ static float largest_moved(const logits_row* row, const tg_program* program, con
   }
   uint32_t moved = moved_kinds(action);
   if (!(program->nodes[action->node].marks & (int32_t)moved)) return largest;
-  for (int32_t i = program->mark_offset[action->node]; i < program->mark_offset[action->node + 1]; i++) {
+  TG_EACH(i, program->mark_offset[action->node], program->mark_offset[action->node + 1]) {
     if (!(program->mark_mask[i] & moved) || program->mark_token[i] >= row->width) continue;
     float value = read_logit(row, program->mark_token[i]);
     if (value > largest) largest = value;
   }
-  return largest;
+  return tg_largest(largest);
 }
 
 static int32_t apply_edit(const logits_row* row, const tg_program* program, const tg_policy* policy,
@@ -216,11 +222,15 @@ static int32_t apply_edit(const logits_row* row, const tg_program* program, cons
     float target = read_logit(row, action->token), moved = largest_moved(row, program, policy, action);
     float larger = moved > target ? moved : target, value = larger + action->bias;
     if (row->dtype == TG_FLOAT16 && larger <= MAX_HALF && value > MAX_HALF) value = MAX_HALF; /* inf breaks a softmax */
-    if (value != target) write_logit(row, action->token, value);
+    tg_meet(); /* all have read the target */
+    TG_ALONE if (value != target) write_logit(row, action->token, value);
   }
-  for (int32_t token = 0; !survives && token < row->width; token++)
-    survives = can_be_sampled(row, token) && tg_allows(program, policy, action, token);
+  for (int32_t first = 0; !survives && first < row->width; first += TG_LANES) {
+    int32_t token = first + TG_LANE;
+    survives = tg_any(can_be_sampled(row, token) && tg_allows(program, policy, action, token));
+  }
   if (!survives) return 0;
+  tg_meet();
   ban_all(row, program, policy, action);
   return 1;
 }
@@ -228,9 +238,13 @@ static int32_t apply_edit(const logits_row* row, const tg_program* program, cons
 static int32_t apply_allow(const logits_row* row, const tg_program* program, const tg_action* action) {
   int32_t begin = program->mark_offset[action->node], end = program->mark_offset[action->node + 1];
   int survives = 0;
-  for (int32_t i = begin; i < end && !survives; i++)
-    survives = tg_mark_allowed(program->mark_mask[i], action->allowed) && can_be_sampled(row, program->mark_token[i]);
+  for (int32_t first = begin; first < end && !survives; first += TG_LANES) {
+    int32_t i = first + TG_LANE;
+    survives = tg_any(i < end && tg_mark_allowed(program->mark_mask[i], action->allowed) &&
+                      can_be_sampled(row, program->mark_token[i]));
+  }
   if (!survives) return 0;
+  tg_meet();
   int32_t from = 0; /* marks ascend by token: ban the gaps between the allowed ones */
   for (int32_t i = begin; i < end; i++) {
     if (!tg_mark_allowed(program->mark_mask[i], action->allowed) || program->mark_token[i] >= row->width) continue;
@@ -244,11 +258,15 @@ static int32_t apply_allow(const logits_row* row, const tg_program* program, con
 static TG_OUT_OF_LINE int32_t carry_out(const tg_program* program, const tg_policy* policy, const tg_action* action,
                                         const logits_row* row) {
   switch (action->kind) {
-    case TG_FORCE:
-      if (!can_be_sampled(row, action->token)) return 0;
+    case TG_FORCE: {
+      int can = can_be_sampled(row, action->token);
+      tg_meet(); /* all have looked before one of them bans */
+      if (!can) return 0;
       ban_range(row, 0, row->width);
-      write_logit(row, action->token, 0.0f);
+      tg_meet();
+      TG_ALONE write_logit(row, action->token, 0.0f);
       return 1;
+    }
     case TG_ALLOW: return apply_allow(row, program, action);
     default: return apply_edit(row, program, policy, action);
   }

@@ -1,15 +1,10 @@
-/* machine.c: where a sequence stands and what its next step needs.
+/* machine.c: where a sequence stands.
  *
  * tg_advance moves a state over one token: the automaton says which markers the token completed, the last of them decides the
- * phase, the counters follow, and `settle` looks ahead for what has to be forced. tg_decide only reads. Numbers in comments
- * are the rules of docs/semantics.md.
+ * phase, the counters follow, and `settle` looks ahead for what has to be forced. Numbers in comments are the rules of
+ * docs/semantics.md.
  */
 #include "machine.h"
-
-#include <limits.h>
-#include <string.h>
-
-static const tg_event* event_at(const tg_program* program, uint32_t step) { return &program->events[step >> 16]; }
 
 uint32_t tg_step(const tg_program* program, int32_t node, int32_t token) {
   if (!(tg_info(program, token) & TG_TEXT)) return (uint32_t)node;
@@ -26,24 +21,21 @@ int32_t tg_kinds_on_the_way(const tg_program* program, const int32_t* tokens, in
     for (int64_t i = 0; i < num_tokens; i++) {
       uint32_t step = tg_step(program, node, tokens[i]);
       node = (int32_t)(step & 0xFFFF);
-      kinds |= event_at(program, step)->kinds;
+      kinds |= tg_event_at(program, step)->kinds;
     }
   }
   return kinds;
 }
 
-/* Count one more, up to INT32_MAX. */
+/* Count one more, or `more`, up to INT32_MAX. */
 static inline void count(int32_t* counter) { *counter += *counter != INT32_MAX; }
+static inline void count_many(int32_t* counter, int32_t more) {
+  *counter = *counter > INT32_MAX - more ? INT32_MAX : *counter + more;
+}
+
+int32_t tg_close_room(const tg_program* program, const tg_policy* policy) { return close_room(program, policy); }
 
 /* --- sequences --- */
-
-static const int32_t* sequence(const tg_program* program, const tg_policy* policy, int32_t seq, int32_t* length) {
-  TG_ASSERT(seq > TG_SEQ_NONE);
-  const int32_t* offset = seq < TG_SEQ_PROGRAM ? policy->seq_offset + seq : program->seq_offset + (seq - TG_SEQ_PROGRAM);
-  *length = offset[1] - offset[0];
-  TG_ASSERT(*length >= 0);
-  return (seq < TG_SEQ_PROGRAM ? tg_policy_tokens(policy) : program->seq_token) + offset[0];
-}
 
 static void begin_sequence(const tg_program* program, const tg_policy* policy, tg_state* state, int32_t seq, int32_t pos) {
   int32_t length;
@@ -52,90 +44,7 @@ static void begin_sequence(const tg_program* program, const tg_policy* policy, t
   state->pos = state->seq ? pos : 0;
 }
 
-/* The token of a sequence under way, -1: none. */
-static int32_t next_in_sequence(const tg_program* program, const tg_policy* policy, const tg_state* state) {
-  if (!state->seq) return -1;
-  int32_t length;
-  const int32_t* tokens = sequence(program, policy, state->seq, &length);
-  TG_ASSERT(state->pos >= 0 && state->pos < length);
-  return tokens[state->pos];
-}
-
-/* --- budgets --- */
-
-int32_t tg_close_room(const tg_program* program, const tg_policy* policy) {
-  int32_t answer =
-      policy->reserve_answer_tokens > policy->min_answer_tokens ? policy->reserve_answer_tokens : policy->min_answer_tokens;
-  return policy->longest_close + program->header_tokens + answer + 1;
-}
-
-/* Tokens of output that are left, which has a limit; not below 0, so that more can be subtracted. */
-static int32_t room_of(const tg_state* state) { return state->limit > state->length ? state->limit - state->length : 0; }
-
-/* Tokens of thinking that are left; INT32_MAX: any number. The limit of the output counts as a budget (8). */
-static int32_t thinking_left(const tg_program* program, const tg_policy* policy, const tg_state* state) {
-  int32_t left = INT32_MAX;
-  if (policy->max_thinking_tokens != TG_NO_LIMIT) left = policy->max_thinking_tokens - state->thinking;
-  if (state->limit != TG_NO_LIMIT) {
-    int32_t room = room_of(state) - tg_close_room(program, policy);
-    if (room < left) left = room;
-  }
-  return left;
-}
-
-/* Whether the answer may begin once more, its visible tokens counted anew (9): the least answer has to fit again. */
-static int answer_may_restart(const tg_policy* policy, const tg_state* state) {
-  if (policy->max_answer_tokens != TG_NO_LIMIT && policy->max_answer_tokens - state->answer < policy->min_answer_tokens)
-    return 0;
-  return state->limit == TG_NO_LIMIT || room_of(state) > policy->min_answer_tokens + 1;
-}
-
-/* Whether one more extension may be said: `rest` tokens of its message are still to come, and closing must fit behind. */
-static int extension_fits(const tg_program* program, const tg_policy* policy, const tg_state* state, int32_t rest) {
-  if (state->thinking >= policy->min_thinking_tokens || state->extensions >= policy->max_extensions) return 0;
-  return state->limit == TG_NO_LIMIT || room_of(state) - tg_close_room(program, policy) >= rest;
-}
-
-static int32_t extension_length(const tg_policy* policy) {
-  return policy->seq_offset[TG_SEQ_EXTEND + 1] - policy->seq_offset[TG_SEQ_EXTEND];
-}
-
-/* 1 if another block may be opened, else 0. Along a marker of several tokens the room must last to the marker's end. */
-static int start_is_legal(const tg_program* program, const tg_policy* policy, const tg_state* state) {
-  if (state->blocks >= policy->max_think_blocks || policy->opening == TG_OPEN_FORBID || !answer_may_restart(policy, state))
-    return 0;
-  if (policy->max_thinking_tokens != TG_NO_LIMIT && state->thinking >= policy->max_thinking_tokens) return 0;
-  return state->limit == TG_NO_LIMIT || thinking_left(program, policy, state) > program->header_tokens;
-}
-
-/* How many more tokens the answer may have, by max_answer_tokens and by the limit of the output; INT32_MAX: any number. At
- * or below 0 none is left. */
-static int32_t answer_left(const tg_policy* policy, const tg_state* state) {
-  int32_t left = INT32_MAX;
-  if (policy->max_answer_tokens != TG_NO_LIMIT) left = policy->max_answer_tokens - state->answer;
-  if (state->limit != TG_NO_LIMIT && room_of(state) < left) left = room_of(state);
-  return left;
-}
-
 /* --- text --- */
-
-/* Bytes that the text's last character still misses; 0 if it is whole or already invalid. */
-static int32_t pending_bytes(int32_t tail) {
-  uint32_t text = (uint32_t)tail;
-  for (int32_t have = 1; have <= 3; have++) {
-    uint32_t byte = text >> 8 * (have - 1) & 0xFF;
-    if ((byte & 0xC0) == 0x80) continue;
-    int32_t want = byte >= 0xF5 ? 1 : byte >= 0xF0 ? 4 : byte >= 0xE0 ? 3 : byte >= 0xC2 ? 2 : 1;
-    if (have > 1) {
-      uint32_t second = text >> 8 * (have - 2) & 0xFF;
-      if ((byte == 0xE0 && second < 0xA0) || (byte == 0xED && second > 0x9F) || (byte == 0xF0 && second < 0x90) ||
-          (byte == 0xF4 && second > 0x8F))
-        return 0;
-    }
-    return want > have ? want - have : 0;
-  }
-  return 0;
-}
 
 static int ends_sentence(uint32_t tail) {
   uint32_t last = tail & 0xFF, before = tail >> 8 & 0xFF, wide = tail & 0xFFFFFF;
@@ -169,21 +78,30 @@ static int in_start_space(const tg_program* program, tg_state* state, uint32_t i
 
 /* --- loops (16) --- */
 
+static void clear_loop(tg_loop* loop) {
+  TG_EACH(i, 0, (int32_t)(sizeof *loop / sizeof(int32_t))) ((int32_t*)loop)[i] = 0;
+  tg_meet();
+}
+
 static void note_for_loop(const tg_policy* policy, tg_state* state, tg_loop* loop, int32_t token) {
   if (!loop || !policy->loop_tokens) return;
   int32_t periods = policy->loop_tokens / 4, found = 0;
+  uint32_t seen = loop->count;
   TG_ASSERT(periods <= TG_LOOP_PERIODS);
-  for (int32_t p = 1; p <= periods; p++) {
-    int same = loop->count >= (uint32_t)p && loop->ring[(loop->count - (uint32_t)p) % TG_LOOP_PERIODS] == token;
+  TG_EACH(p, 1, periods + 1) {
+    int same = seen >= (uint32_t)p && loop->ring[(seen - (uint32_t)p) % TG_LOOP_PERIODS] == token;
     if (same)
       count(&loop->run[p - 1]);
     else
       loop->run[p - 1] = 0;
     found |= loop->run[p - 1] >= policy->loop_tokens - p;
   }
-  loop->ring[loop->count % TG_LOOP_PERIODS] = token;
-  loop->count++;
-  if (found) state->flags |= TG_STATE_LOOP;
+  if (tg_any(found)) state->flags |= TG_STATE_LOOP; /* behind it all have read what is written next */
+  TG_ALONE {
+    loop->ring[seen % TG_LOOP_PERIODS] = token;
+    loop->count = seen + 1;
+  }
+  tg_meet();
 }
 
 /* --- what has to be forced next --- */
@@ -224,7 +142,7 @@ static void begin_block(tg_state* state, tg_loop* loop, const tg_event* event) {
   state->closed_by = TG_BY_NONE;
   state->block = 0;
   state->space = event->space;
-  if (loop) memset(loop, 0, sizeof *loop);
+  if (loop) clear_loop(loop);
 }
 
 static void begin_answer(tg_state* state, int32_t body, int32_t visible) {
@@ -331,7 +249,7 @@ static void count_answer(tg_state* state, int32_t visible, int forced) {
 static void account(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop, int32_t token) {
   uint32_t info = tg_info(program, token);
   uint32_t step = tg_step(program, state->node, token);
-  const tg_event* event = event_at(program, step);
+  const tg_event* event = tg_event_at(program, step);
   int32_t node_before = state->node;
   int forced = state->seq && next_in_sequence(program, policy, state) == token;
   state->flags &= ~(TG_STATE_LOOP | TG_STATE_VIOLATION | TG_STATE_FORCED);
@@ -384,33 +302,52 @@ static void account(const tg_program* program, const tg_policy* policy, tg_state
   }
 }
 
-static TG_OUT_OF_LINE void advance(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop,
-                                   int32_t token) {
-  if (state->phase == TG_DONE || state->flags & TG_STATE_INERT) return;
-  if (token < 0) {
-    state->flags = TG_STATE_INERT;
-    state->seq = state->pos = 0;
-    return;
-  }
-  count(&state->length);
-  if (tg_is_eos(policy, token)) {
-    int early = state->phase != TG_ANSWERING || state->visible < policy->min_answer_tokens;
-    state->flags &= ~(TG_STATE_LOOP | TG_STATE_VIOLATION | TG_STATE_FORCED);
-    if (early && !(state->phase == TG_BEFORE && policy->min_answer_tokens == 0)) state->flags |= TG_STATE_VIOLATION;
-    state->phase = TG_DONE;
-    state->seq = state->pos = 0;
+/* Account for a token that was sampled, or, not `sampled`, that stands in the assistant's own part of the prompt, where EOS is
+ * a token like others and nothing counts as output. */
+static TG_OUT_OF_LINE void take(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop,
+                                int32_t token, int sampled) {
+  if (sampled) {
+    if (state->phase == TG_DONE || state->flags & TG_STATE_INERT) return;
+    if (token < 0) {
+      state->flags = TG_STATE_INERT;
+      state->seq = state->pos = 0;
+      return;
+    }
+    count(&state->length);
+    if (tg_is_eos(policy, token)) {
+      int early = state->phase != TG_ANSWERING || state->visible < policy->min_answer_tokens;
+      state->flags &= ~(TG_STATE_LOOP | TG_STATE_VIOLATION | TG_STATE_FORCED);
+      if (early && !(state->phase == TG_BEFORE && policy->min_answer_tokens == 0)) state->flags |= TG_STATE_VIOLATION;
+      state->phase = TG_DONE;
+      state->seq = state->pos = 0;
+      return;
+    }
+  } else if (token < 0) {
     return;
   }
   account(program, policy, state, loop, token);
   if (state->phase != TG_ANSWERING) settle(program, policy, state);
 }
 
+/* Take a token of a walk, sampled or, behind the last marker of a prompt, not; `silent` is kept up for tg_end_prompt. */
+void tg_take(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop, int32_t token, int sampled,
+             int32_t* silent) {
+  if (!sampled && token >= 0) {
+    const tg_event* event = tg_event_at(program, tg_step(program, state->node, token));
+    if (event->last)
+      *silent = !event->tail_visible;
+    else if (tg_info(program, token) & TG_VISIBLE)
+      *silent = 0;
+  }
+  take(program, policy, state, loop, token, sampled);
+}
+
 void tg_advance(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop, int32_t token) {
   uint32_t info = tg_info(program, token);
-  /* Ordinary text in the middle of an answer moves nothing but counters; `advance` would come to the same. */
+  /* Ordinary text in the middle of an answer moves nothing but counters; `take` would come to the same. */
   if (state->phase != TG_ANSWERING || state->seq || state->node || state->flags & TG_STATE_INERT || !(info & TG_TEXT) ||
       program->step[token] || tg_is_eos(policy, token)) {
-    advance(program, policy, state, loop, token);
+    take(program, policy, state, loop, token, 1);
     return;
   }
   count(&state->length);
@@ -419,70 +356,114 @@ void tg_advance(const tg_program* program, const tg_policy* policy, tg_state* st
   count_answer(state, (info & TG_VISIBLE) != 0, 0);
 }
 
-void tg_scan(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop, const int64_t* token_ids,
-             int64_t num_tokens, int64_t stride) {
-  for (int64_t i = 0; i < num_tokens; i++) {
-    int64_t token = token_ids[i * stride];
-    tg_advance(program, policy, state, loop, token < 0 || token > INT32_MAX ? -1 : (int32_t)token);
+/* A run of plain tokens, which have text, lead from the root to the root and are no EOS, does nothing but count: as many of
+ * ids[at .. end) as all lanes see at once are taken together. The last four of a run are left, since the text's tail comes of
+ * them, and thinking is taken only as far as no limit comes into sight. Returns how many were taken; `silent` as above. */
+int32_t tg_take_run(const tg_program* program, const tg_policy* policy, tg_state* state, const tg_ids* ids, int64_t at,
+                    int64_t end, int sampled, int32_t* silent) {
+  int thinks = state->phase == TG_THINKING, answers = state->phase == TG_ANSWERING;
+  if (!(thinks || answers) || state->node || state->seq || state->flags & TG_STATE_INERT) return 0;
+  if (thinks && (state->space >= 0 || policy->loop_tokens || policy->opening == TG_OPEN_FORBID ||
+                 (state->thinking < policy->min_thinking_tokens && state->extensions < policy->max_extensions)))
+    return 0;
+  int32_t token = at + TG_LANE < end ? tg_id(ids, at + TG_LANE) : -1;
+  uint32_t info = tg_info(program, token);
+  int plain = token >= 0 && info & TG_TEXT && !program->step[token] && !(sampled && tg_is_eos(policy, token));
+  int32_t run = tg_first(!plain) - 4;
+  if (thinks) {
+    int32_t room = thinking_left(program, policy, state);
+    room = room > policy->grace_tokens ? room - policy->grace_tokens - 5 : 0;
+    if (room < run) run = room;
   }
+  if (run <= 0) return 0;
+  int32_t shown = tg_count(TG_LANE < run && info & TG_VISIBLE), behind = run - 1 - TG_LANE;
+  int32_t blank = tg_first(behind >= 0 && tg_info(program, tg_id(ids, at + behind)) & TG_VISIBLE); /* behind the last one */
+  state->flags &= ~(TG_STATE_LOOP | TG_STATE_VIOLATION | TG_STATE_FORCED);
+  if (sampled) count_many(&state->length, run);
+  if (shown) *silent = 0;
+  if (thinks) {
+    count_many(&state->thinking, run);
+    count_many(&state->block, run);
+  } else {
+    count_many(&state->visible, shown);
+    count_many(&state->answer, run);
+    if (shown)
+      state->blank = blank;
+    else
+      count_many(&state->blank, run);
+  }
+  return run;
+}
+
+void tg_scan(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop, const tg_ids* ids,
+             int64_t num_tokens) {
+  for (int64_t i = 0; i < num_tokens; i++) tg_advance(program, policy, state, loop, tg_id(ids, i));
 }
 
 /* --- prompts --- */
 
-void tg_start(const tg_program* program, const tg_policy* policy, const int32_t* turn_ids, int64_t num_tokens, int32_t raw,
-              int32_t limit, tg_state* state, tg_loop* loop) {
+void tg_begin_prompt(const tg_program* program, const tg_policy* policy, int32_t limit, tg_state* state, tg_loop* loop) {
   tg_state fresh = {.phase = TG_BEFORE, .space = -1, .limit = limit};
-  if (loop) memset(loop, 0, sizeof *loop);
+  if (loop) clear_loop(loop);
   *state = fresh;
   settle(program, policy, state);
-  int32_t silent = 1; /* nothing visible behind the last marker, there was one */
-  for (int64_t i = 0; i < num_tokens; i++) {
-    int32_t token = turn_ids[i];
-    if (token < 0) continue;
-    uint32_t step = tg_step(program, state->node, token);
-    const tg_event* event = event_at(program, step);
-    if (event->last)
-      silent = !event->tail_visible;
-    else if (tg_info(program, token) & TG_VISIBLE)
-      silent = 0;
-    account(program, policy, state, loop, token);
-    settle(program, policy, state);
-  }
+}
+
+void tg_end_prompt(const tg_program* program, const tg_policy* policy, int32_t raw, int32_t silent, tg_state* state) {
   if (raw && (!silent || state->phase == TG_BEFORE)) { /* 5: without a chat only a marker at the very end counts */
-    *state = fresh;
-    settle(program, policy, state);
+    tg_begin_prompt(program, policy, state->limit, state, NULL);
   } else if (state->phase == TG_ANSWERING || state->phase == TG_HEADING) {
     if (state->closed_by != TG_BY_NONE) state->closed_by = TG_BY_PROMPT;
   }
   state->answer = 0; /* max_answer_tokens is about what is sampled */
 }
 
-int64_t tg_turn_start(const tg_program* program, const int32_t* token_ids, int64_t num_tokens, int32_t* raw) {
-  for (int64_t i = num_tokens; i > 0; i--) {
-    uint32_t info = tg_info(program, token_ids[i - 1]);
-    if (info & TG_BOUNDARY) {
-      *raw = (info & TG_RAW) != 0;
-      return i;
-    }
+void tg_start(const tg_program* program, const tg_policy* policy, const tg_ids* turn_ids, int64_t num_tokens, int32_t raw,
+              int32_t limit, tg_state* state, tg_loop* loop) {
+  int32_t silent = 1; /* nothing visible behind the last marker, there was one */
+  tg_begin_prompt(program, policy, limit, state, loop);
+  for (int64_t i = 0; i < num_tokens; i++) tg_take(program, policy, state, loop, tg_id(turn_ids, i), 0, &silent);
+  tg_end_prompt(program, policy, raw, silent, state);
+}
+
+/* --- where the assistant's turn starts --- */
+
+/* Back from the end to the last boundary. */
+static int64_t behind_boundary(const tg_program* program, const tg_ids* ids, int64_t num_tokens, int32_t* raw) {
+  for (int64_t end = num_tokens; end > 0; end -= TG_LANES) {
+    int64_t at = end - 1 - TG_LANE;
+    int32_t back = tg_first(at >= 0 && tg_info(program, tg_id(ids, at)) & TG_BOUNDARY);
+    if (back == TG_LANES) continue;
+    *raw = (tg_info(program, tg_id(ids, end - 1 - back)) & TG_RAW) != 0;
+    return end - back;
   }
   *raw = 1;
   return 0;
 }
 
-int64_t tg_turn_start_by_text(const tg_program* turns, const int32_t* token_ids, int64_t num_tokens, int64_t lead,
-                              int32_t* raw) {
+/* Forward over boundaries that are text or headers; -1: not known from these tokens, the end of a longer prompt. */
+static int64_t behind_header(const tg_program* turns, const tg_ids* ids, int64_t num_tokens, int64_t lead, int32_t* raw) {
   int64_t start = 0, before = 0; /* 0: not in a turn of the assistant */
   int32_t node = 0, found = 0;
   int known = !lead, was_known = known; /* whether `start` and `before` are what a walk over the whole prompt would have */
   for (int64_t i = 0; i < num_tokens; i++) {
-    uint32_t step = tg_step(turns, node, token_ids[i]);
+    if (!node && !lead) { /* on to the next token that leads anywhere */
+      int64_t at = i + TG_LANE;
+      int32_t token = at < num_tokens ? tg_id(ids, at) : -1, ahead = tg_first(token >= 0 && tg_step(turns, 0, token));
+      if (ahead) {
+        i += ahead - 1;
+        continue;
+      }
+    }
+    int32_t token = tg_id(ids, i);
+    uint32_t step = tg_step(turns, node, token);
     node = (int32_t)(step & 0xFFFF);
     if (lead > 0) {
-      lead -= (tg_info(turns, token_ids[i]) & TG_TEXT) != 0;
+      lead -= (tg_info(turns, token) & TG_TEXT) != 0;
       continue;
     }
     if (step >> 16 == 0) continue;
-    const tg_event* event = event_at(turns, step);
+    const tg_event* event = tg_event_at(turns, step);
     if (event->kinds & TG_HEADER) {
       /* With headers, a boundary ends the assistant's turn, unless it turns out to begin one more header of the assistant.
        */
@@ -501,167 +482,23 @@ int64_t tg_turn_start_by_text(const tg_program* turns, const int32_t* token_ids,
   return found && !start ? num_tokens : start;
 }
 
-/* --- deciding --- */
-
-static void force(tg_action* action, int32_t token) {
-  tg_action forced = {.kind = TG_FORCE, .token = token};
-  *action = forced;
+/* Behind the tokens at the start of a turn that spell the header's own text, if all of it is there. */
+static int64_t behind_name(const tg_program* program, const tg_ids* ids, int64_t begin, int64_t num_tokens) {
+  int32_t node = 0, end = program->num_name_nodes - 1;
+  int64_t at = begin;
+  while (node >= 0 && node != end && at < num_tokens) {
+    int32_t found =
+        tg_find(program->name_token, program->name_offset[node], program->name_offset[node + 1], tg_id(ids, at++));
+    node = found < 0 ? -1 : program->name_next[found];
+  }
+  return node == end ? at : begin;
 }
 
-static void decide_thinking(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
-  const tg_node* node = &program->nodes[state->node];
-  action->forbidden |= TG_START | TG_ANSWER | TG_TOOL | TG_BODY | TG_HEADER | TG_CALL_END;
-  if (state->thinking < policy->min_thinking_tokens) { /* 13 */
-    action->forbidden |= TG_END | TG_IMPLICIT | TG_GROWS_END;
-    action->flags |= TG_BAN_EOS;
-    if (extension_fits(program, policy, state, extension_length(policy))) { /* 18 */
-      action->flags |= TG_MOVE_END;
-      action->token = tg_policy_tokens(policy)[policy->seq_offset[TG_SEQ_EXTEND]];
-    }
-  } else { /* 11 */
-    action->flags |= (policy->on_eos == TG_EOS_CLOSE ? TG_MOVE_EOS : TG_BAN_EOS) | TG_MOVE_IMPLICIT;
-    action->token = node->plan;
-    if (policy->soft_thinking_tokens != TG_NO_LIMIT && state->thinking >= policy->soft_thinking_tokens) /* 17 */
-      action->bias = policy->close_bias * (float)(state->thinking - policy->soft_thinking_tokens) /
-                     (float)(policy->max_thinking_tokens - policy->soft_thinking_tokens);
-  }
-  int32_t left = thinking_left(program, policy, state);
-  action->cut = left > 3 ? 0 : left > 1 ? left : 1; /* 15 */
-}
-
-int32_t tg_answer_eos(const tg_program* program, const tg_policy* policy) {
-  for (int32_t i = 0; i < policy->num_eos; i++)
-    if (!(event_at(program, tg_step(program, 0, policy->eos[i]))->kinds & TG_CALL_END)) return policy->eos[i];
-  return policy->num_eos ? policy->eos[0] : -1;
-}
-
-static void decide_answer(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
-  int32_t left = answer_left(policy, state), missing = policy->min_answer_tokens - state->visible;
-  int32_t room = INT32_MAX;
-  if (state->body == TG_BODY_PREAMBLE) { /* ends while the least answer still fits behind it */
-    if (policy->max_answer_tokens != TG_NO_LIMIT)
-      room = policy->max_answer_tokens - state->answer - policy->min_answer_tokens;
-    int32_t behind = program->header_tokens + policy->min_answer_tokens + 2;
-    if (state->limit != TG_NO_LIMIT && room_of(state) - behind < room) room = room_of(state) - behind;
-    if (room <= 0) {
-      force(action, program->message_end);
-      return;
-    }
-  }
-  if (policy->max_answer_tokens != TG_NO_LIMIT && state->answer >= policy->max_answer_tokens &&
-      state->phase == TG_ANSWERING) {
-    if (state->body != TG_BODY_CALL && policy->num_eos) {
-      force(action, tg_answer_eos(program, policy));
-      return;
-    }
-  }
-  if (missing > 0) {
-    action->flags |= TG_BAN_EOS;
-    if (state->blank >= TG_BLANK_PATIENCE || left <= missing) action->flags |= TG_BAN_BLANK; /* 20 */
-  }
-  if (room < left) left = room;
-  if (left >= 1 && left <= 3) action->cut = left;
-  if (policy->markers_in_answer == TG_MARKERS_ALLOW && state->phase == TG_ANSWERING && !program->is_channel) {
-    action->forbidden = answer_may_restart(policy, state) ? 0 : action->forbidden | TG_ANSWER;
-    return;
-  }
-  action->forbidden |= TG_END;
-  if (!start_is_legal(program, policy, state) || program->is_channel) action->forbidden |= TG_START;
-  if (!answer_may_restart(policy, state)) action->forbidden |= TG_ANSWER;
-  if (!program->is_channel) return;
-  action->forbidden |= TG_ANSWER | TG_TOOL | TG_BODY | TG_HEADER;
-  if (state->body == TG_BODY_CALL) {
-    action->flags |= TG_ONLY_CALL_END;
-  } else {
-    action->forbidden |= TG_CALL_END;
-    action->flags |= TG_NOT_CALL_END;
-  }
-  if (state->body != TG_BODY_PREAMBLE) return;
-  if (missing > 0) {
-    action->flags |= TG_BAN_EOS;
-  } else { /* a preamble is not the turn's end: EOS ends the message (11) */
-    action->flags |= TG_MOVE_EOS;
-    action->token = program->message_end;
-    action->forbidden &= ~TG_END;
-  }
-}
-
-/* Between two messages: which channel comes next, or a tool call's free header. */
-static void decide_header(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
-  int32_t room = state->limit == TG_NO_LIMIT ? INT32_MAX : room_of(state);
-  if (state->body == TG_BODY_FREE) {
-    int32_t behind =
-        state->flags & TG_STATE_RECIPIENT ? 0 : program->header_tokens + 1; /* of a preamble: its end, a header */
-    int32_t left = TG_HEADER_PATIENCE - state->header_tokens;
-    if (state->limit != TG_NO_LIMIT && room - behind - policy->min_answer_tokens - 2 < left)
-      left = room - behind - policy->min_answer_tokens - 2;
-    if (left <= 0) {
-      force(action, program->body_token);
-      return;
-    }
-    if (left <= 3) action->cut = left;
-    action->forbidden |= TG_START | TG_END | TG_ANSWER | TG_TOOL | TG_HEADER | TG_CALL_END;
-    action->flags |= TG_BAN_EOS;
-    return;
-  }
-  int32_t reach = program->nodes[state->node].reach, legal = (reach ? reach : ~0) & (TG_ANSWER | TG_TOOL | TG_START);
-  /* Where several kinds are left to choose from, only those for which there is room. */
-  if (legal & (legal - 1)) {
-    if (!start_is_legal(program, policy, state)) legal &= ~TG_START;
-    if (legal & ~TG_TOOL && room <= program->header_tokens + TG_HEADER_PATIENCE + policy->min_answer_tokens + 2)
-      legal &= ~TG_TOOL;
-  }
-  int32_t only = -1, count = 0;
-  for (int32_t i = program->mark_offset[state->node]; i < program->mark_offset[state->node + 1]; i++) {
-    if (!tg_mark_allowed(program->mark_mask[i], legal)) continue;
-    only = program->mark_token[i];
-    count++;
-  }
-  if (count > 1) {
-    tg_action allow = {.kind = TG_ALLOW, .token = -1, .node = state->node, .allowed = legal};
-    *action = allow;
-  } else if (count == 1) {
-    force(action, only);
-  } else {
-    int32_t length;
-    force(action, sequence(program, policy, program->header_seq, &length)[0]);
-  }
-}
-
-/* The step that is to cost nothing: an answer past its minimum and without limits, where no token leads to a marker.
- * `decide` would come to the same. */
-static int answer_is_idle(const tg_program* program, const tg_policy* policy, const tg_state* state) {
-  return state->phase == TG_ANSWERING && !state->seq && !state->node && !program->nodes[0].marks && !program->num_never &&
-         state->visible >= policy->min_answer_tokens && state->limit == TG_NO_LIMIT &&
-         policy->max_answer_tokens == TG_NO_LIMIT;
-}
-
-static TG_OUT_OF_LINE void decide(const tg_program* program, const tg_policy* policy, const tg_state* state,
-                                  tg_action* action) {
-  int32_t next = next_in_sequence(program, policy, state);
-  if (next >= 0) {
-    force(action, next);
-    return;
-  }
-  action->kind = TG_EDIT;
-  action->node = state->node;
-  action->forbidden = TG_SPELLED | TG_MULTI;
-  if (state->phase == TG_THINKING || state->phase == TG_CLOSING)
-    decide_thinking(program, policy, state, action);
-  else if (state->phase == TG_HEADING || (state->phase == TG_BEFORE && program->is_channel))
-    decide_header(program, policy, state, action);
-  else
-    decide_answer(program, policy, state, action);
-  if (action->kind != TG_EDIT) return;
-  if (state->node && action->forbidden) action->flags |= TG_BAN_INERT; /* 2 */
-  if (program->num_never) action->flags |= TG_BAN_NEVER;               /* 3 */
-  if (action->cut) action->pending = pending_bytes(state->tail);
-  if (!action->flags && !action->cut && !(program->nodes[state->node].marks & action->forbidden)) action->kind = TG_FREE;
-}
-
-void tg_decide(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
-  tg_action free_step = {.kind = TG_FREE, .token = -1};
-  *action = free_step;
-  if (state->phase == TG_DONE || state->flags & TG_STATE_INERT || answer_is_idle(program, policy, state)) return;
-  decide(program, policy, state, action);
+int64_t tg_turn_start(const tg_program* program, const tg_ids* ids, int64_t num_tokens, int64_t lead, int32_t* raw) {
+  int32_t is_raw = 0;
+  int64_t start = program->turns ? behind_header(program->turns, ids, num_tokens, lead, &is_raw)
+                                 : behind_boundary(program, ids, num_tokens, &is_raw);
+  if (start < 0 || (lead && !program->turns && !start)) return -1;
+  *raw = is_raw;
+  return is_raw || !program->num_name_nodes ? start : behind_name(program, ids, start, num_tokens);
 }

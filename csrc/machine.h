@@ -1,7 +1,8 @@
-/* machine.h: what machine.c and edit.c share about tokens and marks. */
+/* machine.h: what machine.c, decide.c and edit.c share about tokens and marks, sequences and budgets. */
 #ifndef THINKGUARD_MACHINE_H
 #define THINKGUARD_MACHINE_H
 
+#include "lanes.h"
 #include "thinkguard.h"
 
 /* An invariant of the header. Device code has no asserts: a trap there would end the process for everybody. */
@@ -12,8 +13,9 @@
 #define TG_ASSERT(invariant) assert(invariant)
 #endif
 
-/* Kept out of line, so that the steps that cost nothing do not pay for its registers. */
-#if defined(__GNUC__) || defined(__clang__)
+/* Kept out of line, so that the steps that cost nothing do not pay for its registers. Not on a GPU, where a call would put
+ * the state into memory. */
+#if !defined(__CUDA_ARCH__) && (defined(__GNUC__) || defined(__clang__))
 #define TG_OUT_OF_LINE __attribute__((noinline))
 #else
 #define TG_OUT_OF_LINE
@@ -30,6 +32,15 @@
 static inline uint32_t tg_info(const tg_program* program, int32_t token) {
   return token >= 0 && token < program->vocab_size ? program->info[token] : (uint32_t)TG_INERT;
 }
+
+/* The token id at an index of a host's buffer; what does not fit into int32 is an impossible id. */
+static inline int32_t tg_id(const tg_ids* ids, int64_t index) {
+  if (ids->bytes == 4) return ((const int32_t*)ids->data)[index * ids->stride];
+  int64_t wide = ((const int64_t*)ids->data)[index * ids->stride];
+  return wide < 0 || wide > INT32_MAX ? -1 : (int32_t)wide;
+}
+
+static inline const tg_event* tg_event_at(const tg_program* program, uint32_t step) { return &program->events[step >> 16]; }
 
 /* Index of `token` among ascending tokens[low .. high), -1: not there. */
 static inline int32_t tg_find(const int32_t* tokens, int32_t low, int32_t high, int32_t token) {
@@ -66,6 +77,110 @@ static inline int tg_mark_allowed(uint32_t mask, int32_t legal) {
 static inline int tg_mark_banned(uint32_t mask, int32_t forbidden) {
   int32_t kinds = (int32_t)(mask & 0xFFFF), reach = (int32_t)(mask >> 16);
   return kinds & forbidden || (reach && !(reach & ~forbidden));
+}
+
+/* --- parts of tg_start and tg_advance: for walks that mix a prompt, what was sampled, and drafts (guard.c) --- */
+
+void tg_begin_prompt(const tg_program* program, const tg_policy* policy, int32_t limit, tg_state* state, tg_loop* loop);
+void tg_end_prompt(const tg_program* program, const tg_policy* policy, int32_t raw, int32_t silent, tg_state* state);
+void tg_take(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop, int32_t token, int sampled,
+             int32_t* silent);
+int32_t tg_take_run(const tg_program* program, const tg_policy* policy, tg_state* state, const tg_ids* ids, int64_t at,
+                    int64_t end, int sampled, int32_t* silent);
+
+/* --- sequences --- */
+
+static inline const int32_t* sequence(const tg_program* program, const tg_policy* policy, int32_t seq, int32_t* length) {
+  TG_ASSERT(seq > TG_SEQ_NONE);
+  const int32_t* offset = seq < TG_SEQ_PROGRAM ? policy->seq_offset + seq : program->seq_offset + (seq - TG_SEQ_PROGRAM);
+  *length = offset[1] - offset[0];
+  TG_ASSERT(*length >= 0);
+  return (seq < TG_SEQ_PROGRAM ? tg_policy_tokens(policy) : program->seq_token) + offset[0];
+}
+
+/* The token of a sequence under way, -1: none. */
+static inline int32_t next_in_sequence(const tg_program* program, const tg_policy* policy, const tg_state* state) {
+  if (!state->seq) return -1;
+  int32_t length;
+  const int32_t* tokens = sequence(program, policy, state->seq, &length);
+  TG_ASSERT(state->pos >= 0 && state->pos < length);
+  return tokens[state->pos];
+}
+
+/* --- budgets --- */
+
+static inline int32_t close_room(const tg_program* program, const tg_policy* policy) {
+  int32_t answer =
+      policy->reserve_answer_tokens > policy->min_answer_tokens ? policy->reserve_answer_tokens : policy->min_answer_tokens;
+  return policy->longest_close + program->header_tokens + answer + 1;
+}
+
+/* Tokens of output that are left, which has a limit; not below 0, so that more can be subtracted. */
+static inline int32_t room_of(const tg_state* state) { return state->limit > state->length ? state->limit - state->length : 0; }
+
+/* Tokens of thinking that are left; INT32_MAX: any number. The limit of the output counts as a budget (8). */
+static inline int32_t thinking_left(const tg_program* program, const tg_policy* policy, const tg_state* state) {
+  int32_t left = INT32_MAX;
+  if (policy->max_thinking_tokens != TG_NO_LIMIT) left = policy->max_thinking_tokens - state->thinking;
+  if (state->limit != TG_NO_LIMIT) {
+    int32_t room = room_of(state) - close_room(program, policy);
+    if (room < left) left = room;
+  }
+  return left;
+}
+
+/* Whether the answer may begin once more, its visible tokens counted anew (9): the least answer has to fit again. */
+static inline int answer_may_restart(const tg_policy* policy, const tg_state* state) {
+  if (policy->max_answer_tokens != TG_NO_LIMIT && policy->max_answer_tokens - state->answer < policy->min_answer_tokens)
+    return 0;
+  return state->limit == TG_NO_LIMIT || room_of(state) > policy->min_answer_tokens + 1;
+}
+
+/* Whether one more extension may be said: `rest` tokens of its message are still to come, and closing must fit behind. */
+static inline int extension_fits(const tg_program* program, const tg_policy* policy, const tg_state* state, int32_t rest) {
+  if (state->thinking >= policy->min_thinking_tokens || state->extensions >= policy->max_extensions) return 0;
+  return state->limit == TG_NO_LIMIT || room_of(state) - close_room(program, policy) >= rest;
+}
+
+static inline int32_t extension_length(const tg_policy* policy) {
+  return policy->seq_offset[TG_SEQ_EXTEND + 1] - policy->seq_offset[TG_SEQ_EXTEND];
+}
+
+/* 1 if another block may be opened, else 0. Along a marker of several tokens the room must last to the marker's end. */
+static inline int start_is_legal(const tg_program* program, const tg_policy* policy, const tg_state* state) {
+  if (state->blocks >= policy->max_think_blocks || policy->opening == TG_OPEN_FORBID || !answer_may_restart(policy, state))
+    return 0;
+  if (policy->max_thinking_tokens != TG_NO_LIMIT && state->thinking >= policy->max_thinking_tokens) return 0;
+  return state->limit == TG_NO_LIMIT || thinking_left(program, policy, state) > program->header_tokens;
+}
+
+/* How many more tokens the answer may have, by max_answer_tokens and by the limit of the output; INT32_MAX: any number. At
+ * or below 0 none is left. */
+static inline int32_t answer_left(const tg_policy* policy, const tg_state* state) {
+  int32_t left = INT32_MAX;
+  if (policy->max_answer_tokens != TG_NO_LIMIT) left = policy->max_answer_tokens - state->answer;
+  if (state->limit != TG_NO_LIMIT && room_of(state) < left) left = room_of(state);
+  return left;
+}
+
+/* --- text --- */
+
+/* Bytes that the text's last character still misses; 0 if it is whole or already invalid. */
+static inline int32_t pending_bytes(int32_t tail) {
+  uint32_t text = (uint32_t)tail;
+  for (int32_t have = 1; have <= 3; have++) {
+    uint32_t byte = text >> 8 * (have - 1) & 0xFF;
+    if ((byte & 0xC0) == 0x80) continue;
+    int32_t want = byte >= 0xF5 ? 1 : byte >= 0xF0 ? 4 : byte >= 0xE0 ? 3 : byte >= 0xC2 ? 2 : 1;
+    if (have > 1) {
+      uint32_t second = text >> 8 * (have - 2) & 0xFF;
+      if ((byte == 0xE0 && second < 0xA0) || (byte == 0xED && second > 0x9F) || (byte == 0xF0 && second < 0x90) ||
+          (byte == 0xF4 && second > 0x8F))
+        return 0;
+    }
+    return want > have ? want - have : 0;
+  }
+  return 0;
 }
 
 #endif

@@ -8,7 +8,7 @@
  * Units      Lengths and offsets count elements; names ending in _bytes count bytes. Token ids are int32.
  * Layout     Tables are arrays owned by the caller and only read here. Ragged tables are CSR: the entries of i are
  *            [offset[i], offset[i + 1]), and offsets never fall. All structs hold 32-bit fields only and have no padding
- *            (the pointers of tg_program, tg_vocab, tg_patterns and tg_lift aside).
+ *            (the pointers of tg_program, tg_vocab, tg_patterns and tg_lift, and tg_ids, aside).
  * Ownership  Only tg_lift_new allocates, and tg_lift_free frees it. The step path (advance, decide, apply) allocates
  *            nothing, keeps no globals and logs nothing.
  * Threads    Programs and policies are immutable and may be shared. A state belongs to one thread at a time.
@@ -118,8 +118,16 @@ typedef struct {
   int32_t open;        /* sequence that finishes a half-written start of two characters or more, TG_SEQ_NONE: no such */
 } tg_node;
 
-/* A compiled format: views of the caller's arrays. */
+/* Token ids in a host's buffer: data[0], data[stride], ... of 4 or 8 bytes each. Ids that do not fit into int32 are
+ * impossible ones, as are negative ids. */
 typedef struct {
+  const void* data;
+  int64_t stride; /* elements */
+  int64_t bytes;  /* of one id: 4 or 8 */
+} tg_ids;
+
+/* A compiled format: views of the caller's arrays. */
+typedef struct tg_program {
   int32_t vocab_size;           /* >= 0 */
   int32_t num_nodes;            /* 1..65,535 */
   int32_t is_channel;           /* 0 or 1: the format has a message grammar */
@@ -149,6 +157,14 @@ typedef struct {
   int32_t num_never, num_inert, num_blank, num_partial[3], num_continuing[2];
   const int32_t* seq_offset; /* [num_sequences + 1] of the program's sequences, the first is TG_SEQ_PROGRAM */
   const int32_t* seq_token;
+  /* How prompts show turns. */
+  const struct tg_program* turns; /* lift over boundaries that are text or headers (TG_HEADER: a boundary, TG_START: an
+                                     assistant header), NULL where TG_BOUNDARY tokens are all there is */
+  int32_t num_name_nodes;         /* of the header's own text at the start of a turn: nodes of a walk over its tokens from 0 to
+                                     the last one, behind all of it; 0 without one */
+  const int32_t* name_offset;     /* [num_name_nodes + 1] */
+  const int32_t* name_token;      /* ascending for each node */
+  const int32_t* name_next;       /* where it leads */
 } tg_program;
 
 /* A request's policy: this struct, and in the same block of memory the tokens of its sequences, messages spelled. The fields
@@ -300,30 +316,25 @@ uint32_t tg_step(const tg_program* program, int32_t node, int32_t token);
  * for what is bound once. */
 int32_t tg_kinds_on_the_way(const tg_program* program, const int32_t* tokens, int64_t num_tokens);
 
-/* Index behind the last boundary of a prompt, where the assistant's own turn starts, 0 without any; *raw is set to 1 if no
- * boundary but BOS and padding was found, else to 0. Scans back from the end, so its cost is the turn's length. */
-int64_t tg_turn_start(const tg_program* program, const int32_t* token_ids, int64_t num_tokens, int32_t* raw);
-
-/* The same for formats whose boundaries are text or headers: `turns` is a lift over them (TG_HEADER: a boundary, TG_START:
- * an assistant header). Walks forward: its cost is num_tokens steps. With `lead` the tokens are the end of a longer prompt,
- * and the first `lead` of those with text only bring the automaton into step: at least as many as the longest pattern has
- * symbols. -1 then, and nothing in *raw: where the turn starts is not known from these tokens alone. */
-int64_t tg_turn_start_by_text(const tg_program* turns, const int32_t* token_ids, int64_t num_tokens, int64_t lead,
-                              int32_t* raw);
+/* Index where the assistant's own turn starts in a prompt: behind the last boundary and the header's own text, 0 without any;
+ * *raw is set to 1 if no boundary but BOS and padding was found, else to 0. Where boundaries are tokens it scans back from the
+ * end, so its cost is the turn's length. With `lead` > 0 the ids are the end of a longer prompt: where boundaries are text or
+ * headers the walk goes forward, and the first `lead` ids with text only bring the automaton into step; they are at least as
+ * many as the longest pattern has symbols. -1 then, and nothing in *raw: where the turn starts is not known from these ids. */
+int64_t tg_turn_start(const tg_program* program, const tg_ids* ids, int64_t num_tokens, int64_t lead, int32_t* raw);
 
 /* Start a state: walk the assistant's own part of the prompt, turn_ids[num_tokens]; negative ids are skipped. `loop` may be
  * NULL if the policy looks for no loops. With `raw` only a marker at the very end counts. Both are written whole. */
-void tg_start(const tg_program* program, const tg_policy* policy, const int32_t* turn_ids, int64_t num_tokens, int32_t raw,
+void tg_start(const tg_program* program, const tg_policy* policy, const tg_ids* turn_ids, int64_t num_tokens, int32_t raw,
               int32_t limit, tg_state* state, tg_loop* loop);
 
 /* Account for one sampled token. An impossible id (negative) makes the state inert. Constant cost, but for the binary
  * searches of tg_step and loop_tokens / 4 comparisons where loops are looked for. */
 void tg_advance(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop, int32_t token);
 
-/* Account for several tokens: token_ids[0], token_ids[stride], ... as hosts keep them, 64 bits wide. Ids that do not fit
- * into int32 are impossible ones. */
-void tg_scan(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop, const int64_t* token_ids,
-             int64_t num_tokens, int64_t stride);
+/* Account for several tokens. */
+void tg_scan(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop, const tg_ids* ids,
+             int64_t num_tokens);
 
 /* Say what the next step needs. Constant cost, but for the marks of one node between two messages of a channel format. */
 void tg_decide(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action);

@@ -55,6 +55,11 @@ cdef extern from "thinkguard.h" nogil:
     ctypedef struct tg_node:
         int32_t start_bytes, end_chars, marks, reach, plan, finish, open
 
+    ctypedef struct tg_ids:
+        const void *data
+        int64_t stride
+        int64_t bytes
+
     ctypedef struct tg_program:
         int32_t vocab_size, num_nodes, is_channel, header_seq, channel_seq, body_token, message_end, header_tokens
         int32_t space_word, space_bytes
@@ -79,6 +84,11 @@ cdef extern from "thinkguard.h" nogil:
         int32_t num_continuing[2]
         const int32_t *seq_offset
         const int32_t *seq_token
+        const tg_program *turns
+        int32_t num_name_nodes
+        const int32_t *name_offset
+        const int32_t *name_token
+        const int32_t *name_next
 
     ctypedef struct tg_policy:
         int32_t max_thinking_tokens
@@ -157,14 +167,12 @@ cdef extern from "thinkguard.h" nogil:
     void tg_lift_free(tg_lift *lift)
     uint32_t tg_step(const tg_program *program, int32_t node, int32_t token)
     int32_t tg_kinds_on_the_way(const tg_program *program, const int32_t *tokens, int64_t num_tokens)
-    int64_t tg_turn_start(const tg_program *program, const int32_t *token_ids, int64_t num_tokens, int32_t *raw)
-    int64_t tg_turn_start_by_text(const tg_program *turns, const int32_t *token_ids, int64_t num_tokens, int64_t lead,
-                                  int32_t *raw)
-    void tg_start(const tg_program *program, const tg_policy *policy, const int32_t *turn_ids, int64_t num_tokens,
+    int64_t tg_turn_start(const tg_program *program, const tg_ids *ids, int64_t num_tokens, int64_t lead, int32_t *raw)
+    void tg_start(const tg_program *program, const tg_policy *policy, const tg_ids *turn_ids, int64_t num_tokens,
                   int32_t raw, int32_t limit, tg_state *state, tg_loop *loop)
     void tg_advance(const tg_program *program, const tg_policy *policy, tg_state *state, tg_loop *loop, int32_t token)
-    void tg_scan(const tg_program *program, const tg_policy *policy, tg_state *state, tg_loop *loop, const int64_t *token_ids,
-                 int64_t num_tokens, int64_t stride)
+    void tg_scan(const tg_program *program, const tg_policy *policy, tg_state *state, tg_loop *loop, const tg_ids *ids,
+                 int64_t num_tokens)
     void tg_decide(const tg_program *program, const tg_policy *policy, const tg_state *state, tg_action *action)
     int32_t tg_close_room(const tg_program *program, const tg_policy *policy)
     int32_t tg_answer_eos(const tg_program *program, const tg_policy *policy)
@@ -176,3 +184,23 @@ cdef extern from "thinkguard.h" nogil:
 
 cdef extern from "machine.h" nogil:
     void TG_PREFETCH(const void *address)
+
+cdef extern from "guard.h" nogil:
+    ctypedef struct tg_slot:
+        tg_state state
+
+    ctypedef struct tg_edit:
+        tg_action action
+
+    ctypedef struct tg_slots_step:
+        tg_program program
+
+    ctypedef struct tg_sequences_step:
+        tg_program program
+
+    ctypedef struct tg_edits_step:
+        tg_program program
+
+    void tg_guard_slot(const tg_slots_step *step, int32_t row)
+    void tg_guard_sequence(const tg_sequences_step *step, int32_t row)
+    void tg_guard_edit(const tg_edits_step *step, int32_t edit)

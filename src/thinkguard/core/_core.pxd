@@ -10,12 +10,14 @@ cdef class Tables:
     cdef c.tg_program program
     cdef readonly dict arrays
     cdef readonly dict scalars
+    cdef readonly Tables turns
+    cdef int point(self, dict at) except -1
 
 
 @cython.final
 cdef class BoundPolicy:
     cdef c.tg_policy *policy  # in `block`, the tokens of its sequences behind it
-    cdef object block
+    cdef readonly object block
     cdef readonly Tables tables
     cdef readonly object source
     cdef readonly object tokens

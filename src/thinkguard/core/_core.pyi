@@ -8,9 +8,14 @@ import numpy.typing as npt
 from thinkguard.policy import ThinkPolicy
 
 CONSTANTS: Final[dict[str, int]]
+SIZES: Final[dict[str, int]]
+STATE_FIELDS: Final[tuple[str, ...]]
 EVENT: Final[np.dtype[np.void]]
 NODE: Final[np.dtype[np.void]]
 
+def guard_slots(step: int, num_rows: int) -> None: ...
+def guard_sequences(step: int, num_rows: int) -> None: ...
+def guard_edits(step: int, num_edits: int) -> None: ...
 def int32_of(ids: object) -> npt.NDArray[np.int32] | None: ...
 def lift(
     text: npt.NDArray[np.uint8],
@@ -28,17 +33,21 @@ def lift(
 class Tables:
     arrays: dict[str, npt.NDArray[Any]]
     scalars: dict[str, int]
-    def __init__(self, arrays: dict[str, npt.NDArray[Any]], scalars: dict[str, int]) -> None: ...
+    turns: Tables | None
+    placed_size: int
+    def __init__(
+        self, arrays: dict[str, npt.NDArray[Any]], scalars: dict[str, int], turns: Tables | None = None
+    ) -> None: ...
+    def placed(self, base: int) -> tuple[bytes, npt.NDArray[np.int32]]: ...
     def step(self, node: int, token: int) -> tuple[int, int]: ...
     def kinds_on_the_way(self, tokens: npt.NDArray[np.int32]) -> int: ...
-    def turn_start(
-        self, token_ids: npt.NDArray[np.int32], turns: Tables | None = None, lead: int = 0
-    ) -> tuple[int, bool]: ...
+    def turn_start(self, token_ids: npt.NDArray[np.int32], lead: int = 0) -> tuple[int, bool]: ...
 
 @final
 class BoundPolicy:
     tables: Tables
     source: ThinkPolicy
+    block: npt.NDArray[np.int32]
     tokens: npt.NDArray[np.int32]
     fields: dict[str, Any]
     def __new__(

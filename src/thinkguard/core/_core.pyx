@@ -41,10 +41,51 @@ CONSTANTS = {
 
 cdef c.tg_event an_event
 cdef c.tg_node a_node
+cdef c.tg_state a_state
 memset(&an_event, 0, sizeof(c.tg_event))
 memset(&a_node, 0, sizeof(c.tg_node))
+memset(&a_state, 0, sizeof(c.tg_state))
+STATE_FIELDS = tuple(<object> a_state)
+SIZES = {
+    "tg_program": sizeof(c.tg_program), "tg_policy": sizeof(c.tg_policy), "tg_loop": sizeof(c.tg_loop),
+    "tg_slot": sizeof(c.tg_slot), "tg_edit": sizeof(c.tg_edit), "guard_slots": sizeof(c.tg_slots_step),
+    "guard_sequences": sizeof(c.tg_sequences_step), "guard_edits": sizeof(c.tg_edits_step),
+}
 EVENT = np.dtype([(name, np.int32) for name in (<object> an_event)])
 NODE = np.dtype([(name, np.int32) for name in (<object> a_node)])
+
+
+cdef c.tg_ids ids_of(const int32_t[::1] token_ids) noexcept:
+    """Contiguous ids as C takes them."""
+    cdef c.tg_ids ids
+    ids.data, ids.stride, ids.bytes = &token_ids[0] if token_ids.shape[0] else NULL, 1, sizeof(int32_t)
+    return ids
+
+
+# Kernels in place: each takes the address of a step of csrc/guard.h, whose pointers lie in this process.
+
+def guard_slots(intptr_t step, int32_t num_rows):
+    """Bring the sequences up to date whose first rows are among the first `num_rows`, and edit their rows."""
+    cdef int32_t row
+    with nogil:
+        for row in range(num_rows):
+            c.tg_guard_slot(<const c.tg_slots_step *> step, row)
+
+
+def guard_sequences(intptr_t step, int32_t num_rows):
+    """The same for a host that hands over whole sequences."""
+    cdef int32_t row
+    with nogil:
+        for row in range(num_rows):
+            c.tg_guard_sequence(<const c.tg_sequences_step *> step, row)
+
+
+def guard_edits(intptr_t step, int32_t num_edits):
+    """Carry out edits."""
+    cdef int32_t edit
+    with nogil:
+        for edit in range(num_edits):
+            c.tg_guard_edit(<const c.tg_edits_step *> step, edit)
 
 
 cdef int check(int status) except -1:
@@ -143,24 +184,25 @@ def lift(const uint8_t[::1] text not None, const int64_t[::1] offsets not None, 
         c.tg_lift_free(out)
 
 
-cdef const int32_t *ints(object array) except? NULL:
-    """The address of an array of int32, or of structs of them, that the caller keeps alive; NULL of an empty one."""
-    cdef const int32_t[::1] view = array.reshape(-1).view(np.int32)
-    return &view[0] if view.shape[0] else NULL
+# Every array of a tg_program, in the order in which they are laid out on a device.
+cdef tuple ARRAYS = (
+    "step", "info", "tail", "except_offset", "except_token", "except_step", "mark_offset", "mark_token", "mark_mask",
+    "events", "nodes", "never", "inert", "blank", "partial1", "partial2", "partial3", "continuing1", "continuing2",
+    "seq_offset", "seq_token", "name_offset", "name_token", "name_next",
+)
 
 
-cdef const uint32_t *words(object array) except? NULL:
-    cdef const uint32_t[::1] view = array.reshape(-1)
-    return &view[0] if view.shape[0] else NULL
+cdef object words_of(object array):
+    """An array of 32-bit numbers, or of structs of them, as int32."""
+    return array.reshape(-1).view(np.int32)
 
 
 @cython.final
 cdef class Tables:
-    """A compiled format as C sees it; `arrays` and `scalars` are what it was made from."""
+    """A compiled format as C sees it; `arrays` and `scalars` are what it was made from, `turns` those of its boundaries."""
 
-    def __init__(self, dict arrays not None, dict scalars not None):
-        self.arrays = arrays
-        self.scalars = scalars
+    def __init__(self, dict arrays not None, dict scalars not None, Tables turns=None):
+        self.arrays, self.scalars, self.turns = arrays, scalars, turns
         cdef c.tg_program *p = &self.program
         memset(p, 0, sizeof(c.tg_program))
         p.vocab_size = len(arrays["step"])
@@ -169,23 +211,68 @@ cdef class Tables:
         p.body_token, p.message_end = scalars["body_token"], scalars["message_end"]
         p.header_tokens = scalars["header_tokens"]
         p.space_word, p.space_bytes = scalars["space_word"], scalars["space_bytes"]
-        p.step, p.info, p.tail = words(arrays["step"]), words(arrays["info"]), words(arrays["tail"])
-        p.except_offset, p.except_token = ints(arrays["except_offset"]), ints(arrays["except_token"])
-        p.except_step = words(arrays["except_step"])
-        p.mark_offset, p.mark_token = ints(arrays["mark_offset"]), ints(arrays["mark_token"])
-        p.mark_mask = words(arrays["mark_mask"])
-        p.events = <const c.tg_event *> ints(arrays["events"])
-        p.nodes = <const c.tg_node *> ints(arrays["nodes"])
-        p.never, p.num_never = ints(arrays["never"]), len(arrays["never"])
-        p.inert, p.num_inert = ints(arrays["inert"]), len(arrays["inert"])
-        p.blank, p.num_blank = ints(arrays["blank"]), len(arrays["blank"])
+        p.num_never, p.num_inert, p.num_blank = len(arrays["never"]), len(arrays["inert"]), len(arrays["blank"])
         cdef int i
         for i in range(3):
-            p.partial[i], p.num_partial[i] = ints(arrays[f"partial{i + 1}"]), len(arrays[f"partial{i + 1}"])
+            p.num_partial[i] = len(arrays[f"partial{i + 1}"])
         for i in range(2):
-            p.continuing[i] = ints(arrays[f"continuing{i + 1}"])
             p.num_continuing[i] = len(arrays[f"continuing{i + 1}"])
-        p.seq_offset, p.seq_token = ints(arrays["seq_offset"]), ints(arrays["seq_token"])
+        p.num_name_nodes = max(len(arrays["name_offset"]) - 1, 0)
+        if turns is not None:
+            p.turns = &turns.program
+        self.point({name: words_of(arrays[name]).__array_interface__["data"][0] for name in ARRAYS})
+
+    cdef int point(self, dict at) except -1:
+        """Set the pointers of `program` to addresses, by the arrays' names."""
+        cdef c.tg_program *p = &self.program
+        cdef int i
+        p.step, p.info = <const uint32_t *> <intptr_t> at["step"], <const uint32_t *> <intptr_t> at["info"]
+        p.tail = <const uint32_t *> <intptr_t> at["tail"]
+        p.except_offset = <const int32_t *> <intptr_t> at["except_offset"]
+        p.except_token = <const int32_t *> <intptr_t> at["except_token"]
+        p.except_step = <const uint32_t *> <intptr_t> at["except_step"]
+        p.mark_offset = <const int32_t *> <intptr_t> at["mark_offset"]
+        p.mark_token = <const int32_t *> <intptr_t> at["mark_token"]
+        p.mark_mask = <const uint32_t *> <intptr_t> at["mark_mask"]
+        p.events, p.nodes = <const c.tg_event *> <intptr_t> at["events"], <const c.tg_node *> <intptr_t> at["nodes"]
+        p.never, p.inert = <const int32_t *> <intptr_t> at["never"], <const int32_t *> <intptr_t> at["inert"]
+        p.blank = <const int32_t *> <intptr_t> at["blank"]
+        for i in range(3):
+            p.partial[i] = <const int32_t *> <intptr_t> at[f"partial{i + 1}"]
+        for i in range(2):
+            p.continuing[i] = <const int32_t *> <intptr_t> at[f"continuing{i + 1}"]
+        p.seq_offset, p.seq_token = <const int32_t *> <intptr_t> at["seq_offset"], <const int32_t *> <intptr_t> at["seq_token"]
+        p.name_offset = <const int32_t *> <intptr_t> at["name_offset"]
+        p.name_token = <const int32_t *> <intptr_t> at["name_token"]
+        p.name_next = <const int32_t *> <intptr_t> at["name_next"]
+        return 0
+
+    @property
+    def placed_size(self):
+        """int32 that `placed` writes."""
+        cdef Py_ssize_t size = sum(len(words_of(self.arrays[name])) for name in ARRAYS)
+        if self.turns is not None:
+            size += sizeof(c.tg_program) // sizeof(int32_t) + self.turns.placed_size
+        return size + size % 2  # what lies behind it is aligned too
+
+    def placed(self, intptr_t base):
+        """(a tg_program as bytes, all it points at as int32), to be written to `base` in a device's memory."""
+        cdef Tables copy = Tables(self.arrays, self.scalars)
+        parts, at, where = [], {}, base
+        if self.turns is not None:
+            head = sizeof(c.tg_program)
+            struct, tables = self.turns.placed(base + head)
+            copy.program.turns = <const c.tg_program *> base
+            parts += [np.frombuffer(struct, np.int32), tables]
+            where += head + tables.nbytes
+        for name in ARRAYS:
+            table = words_of(self.arrays[name])
+            at[name] = where
+            parts.append(table)
+            where += table.nbytes
+        copy.point(at)
+        parts.append(np.zeros(self.placed_size - sum(map(len, parts)), np.int32))
+        return (<char *> &copy.program)[:sizeof(c.tg_program)], np.concatenate(parts)
 
     def step(self, int32_t node, int32_t token):
         """(next node, event index) of a token seen from a node."""
@@ -202,22 +289,17 @@ cdef class Tables:
                 kinds = c.tg_kinds_on_the_way(&self.program, &tokens[0], tokens.shape[0])
         return kinds
 
-    def turn_start(self, const int32_t[::1] token_ids not None, Tables turns=None, int64_t lead=0):
+    def turn_start(self, const int32_t[::1] token_ids not None, int64_t lead=0):
         """(index where the assistant's own turn starts, whether the prompt shows no chat).
 
-        With `lead` the ids are the end of a longer prompt, as tg_turn_start_by_text says; the index is -1 where a look at
-        more of it is needed.
+        With `lead` the ids are the end of a longer prompt, as tg_turn_start says; the index is -1 where a look at more of
+        it is needed.
         """
         cdef int32_t raw = 0
         cdef int64_t start
-        cdef const int32_t *ids = &token_ids[0] if token_ids.shape[0] else NULL
+        cdef c.tg_ids ids = ids_of(token_ids)
         with nogil:
-            if turns is None:
-                start = c.tg_turn_start(&self.program, ids, token_ids.shape[0], &raw)
-                if lead and not start:
-                    start = -1
-            else:
-                start = c.tg_turn_start_by_text(&turns.program, ids, token_ids.shape[0], lead, &raw)
+            start = c.tg_turn_start(&self.program, &ids, token_ids.shape[0], lead, &raw)
         return start, bool(raw)
 
 
@@ -314,9 +396,9 @@ cdef class ThinkState:
 
     def start(self, const int32_t[::1] turn_ids not None, bint raw, int32_t limit):
         """Walk the assistant's own part of the prompt."""
-        cdef const int32_t *ids = &turn_ids[0] if turn_ids.shape[0] else NULL
+        cdef c.tg_ids ids = ids_of(turn_ids)
         with nogil:
-            c.tg_start(&self.policy.tables.program, self.policy.policy, ids, turn_ids.shape[0], raw, limit, &self.state,
+            c.tg_start(&self.policy.tables.program, self.policy.policy, &ids, turn_ids.shape[0], raw, limit, &self.state,
                        self.loop)
 
     def advance(self, int32_t token):
@@ -327,10 +409,11 @@ cdef class ThinkState:
         """Account for several sampled tokens; ids beyond int32 make the state inert."""
         if not token_ids.shape[0]:
             return
-        cdef const int64_t *ids = &token_ids[0]
-        cdef int64_t stride = token_ids.strides[0] // <int64_t> sizeof(int64_t)
+        cdef c.tg_ids ids
+        ids.data, ids.bytes = &token_ids[0], sizeof(int64_t)
+        ids.stride = token_ids.strides[0] // ids.bytes
         with nogil:
-            c.tg_scan(&self.policy.tables.program, self.policy.policy, &self.state, self.loop, ids, token_ids.shape[0], stride)
+            c.tg_scan(&self.policy.tables.program, self.policy.policy, &self.state, self.loop, &ids, token_ids.shape[0])
 
     def decide(self):
         """Say what the next step needs."""

@@ -96,6 +96,7 @@ def compile_format(format: ThinkFormat, vocabulary: Vocabulary) -> Compiled:
     default_eos = _eos(format, vocabulary)
     _flag_tokens(lifted, format, vocabulary, alphabet)
     _list_tokens(lifted, vocabulary, default_eos)
+    lifted |= _name_walk(format.header_text.encode(), vocabulary)
     spelled = _Spelling(format, alphabet, patterns, lifted)
     lifted |= spelled.arrays()
     end_ids = frozenset(
@@ -214,6 +215,38 @@ def _list_tokens(lifted: Arrays, vocabulary: Vocabulary, eos: tuple[int, ...]) -
                 f"the vocabulary has tokens that end inside a UTF-8 character, but none for the continuation byte "
                 f"0x{lacking[0]:02X}: such a character could never be finished before a cap"
             )
+
+
+def _name_walk(name: bytes, vocabulary: Vocabulary) -> Arrays:
+    """A walk over the tokens that spell the header's own text at the start of a turn, white space behind a token left out.
+
+    Node 0 stands before the turn's first token, whose leading spaces do not count; node 1 + p behind p bytes of the name.
+    """
+    empty = np.empty(0, np.int32)
+    if not name:
+        return {"name_offset": empty, "name_token": empty, "name_next": empty}
+    pieces = _pieces_of(name, vocabulary)
+    offsets, tokens, nexts = [0], [], []
+    for node in range(len(name) + 2):  # from the last node, behind all of the name, nothing leads on
+        rest = name[max(node - 1, 0) :]
+        for token_id, piece in pieces if node <= len(name) else ():
+            word = (piece.lstrip(b" ") if node == 0 else piece).rstrip(b" \n\r\t")
+            if rest.startswith(word):
+                tokens.append(token_id)
+                nexts.append(1 + len(name) - len(rest) + len(word))
+        offsets.append(len(tokens))
+    found = {"name_offset": offsets, "name_token": tokens, "name_next": nexts}
+    return {key: np.array(values, np.int32) for key, values in found.items()}
+
+
+def _pieces_of(name: bytes, vocabulary: Vocabulary) -> list[tuple[int, bytes]]:
+    """The tokens, ascending, that could spell a part of a name: those that begin with one of its bytes or white space."""
+    begins = np.zeros(256, np.bool_)
+    begins[list(name + b" \n\r\t")] = True
+    first, behind = vocabulary.offsets[:-1], vocabulary.offsets[1:]
+    padded = np.append(vocabulary.text, np.uint8(name[0]))  # a token without bytes leads nowhere, and is one of them
+    some = begins[padded[np.minimum(first, len(vocabulary.text))]] | (first == behind)
+    return [(token_id, vocabulary.token_bytes(token_id)) for token_id in np.flatnonzero(some).tolist()]
 
 
 def _ids(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
@@ -341,7 +374,7 @@ def _turns(format: ThinkFormat, vocabulary: Vocabulary, lifted: Arrays) -> tuple
     arrays = _lift(vocabulary, alphabet, patterns, b"") | {"info": lifted["info"], "tail": lifted["tail"]}
     empty = np.empty(0, np.int32)
     names = ("never", "inert", "blank", "partial1", "partial2", "partial3", "continuing1", "continuing2", "seq_token")
-    arrays |= dict.fromkeys(names, empty) | {"seq_offset": np.zeros(1, np.int32)}
+    arrays |= dict.fromkeys(names, empty) | {"seq_offset": np.zeros(1, np.int32)} | _name_walk(b"", vocabulary)
     scalars = dict.fromkeys(
         ("header_seq", "channel_seq", "header_tokens", "longest_finish", "space_word", "space_bytes"), 0
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 
 from thinkguard.core._core import CONSTANTS as _C
+from thinkguard.core._core import STATE_FIELDS as _STATE_FIELDS
 
 
 class Kind(IntFlag):
@@ -135,5 +136,7 @@ class Dtype(IntEnum):
     BFLOAT16 = _C["BFLOAT16"]
 
 
+STATE_FIELDS: tuple[str, ...] = _STATE_FIELDS
+"""A tg_state's, in its order; `ThinkState.as_dict` has the same."""
 NO_LIMIT = _C["NO_LIMIT"]
 MAX_EOS = _C["MAX_EOS"]

@@ -53,8 +53,8 @@ class ThinkProgram:
 
     def _finish(self, compiled: Compiled) -> None:
         self._compiled = compiled
-        self.tables = Tables(compiled.arrays, compiled.scalars)
-        self.turns = Tables(*compiled.turns) if compiled.turns else None
+        turns = Tables(*compiled.turns) if compiled.turns else None
+        self.tables = Tables(compiled.arrays, compiled.scalars, turns)
         self._lead = int(compiled.turns[0]["depth"].max()) if compiled.turns else 1  # symbols of the longest boundary
         self._bound: OrderedDict[tuple[ThinkPolicy, tuple[int, ...], bool], BoundPolicy] = OrderedDict()
         self._lock = threading.Lock()
@@ -234,24 +234,11 @@ class ThinkProgram:
         while True:
             skipped = max(length - window, 0)
             ids = read(prompt_ids[skipped:])
-            begin, raw = self.tables.turn_start(ids, self.turns, self._lead if skipped else 0)
+            begin, raw = self.tables.turn_start(ids, self._lead if skipped else 0)
             if begin >= 0:
                 break
             window *= 16
-        return skipped + (begin if raw else begin + self._header_tokens(ids[begin:])), raw
-
-    def _header_tokens(self, turn: npt.NDArray[np.int32]) -> int:
-        """How many tokens at the start of a turn spell the header's own text."""
-        rest = self.format.header_text.encode()
-        count = 0
-        while rest and count < len(turn) and turn[count] < self.vocabulary.num_tokens:
-            piece = self.vocabulary.token_bytes(int(turn[count]))
-            piece = piece.lstrip(b" ") if count == 0 else piece
-            if not rest.startswith(piece.rstrip(b" \n\r\t")):
-                return 0
-            rest = rest[len(piece.rstrip(b" \n\r\t")) :]
-            count += 1
-        return 0 if rest else count
+        return skipped + begin, raw
 
     def most_room(self, bound: BoundPolicy) -> int:
         """Tokens of output that opening, closing, the least answer and EOS take at most, wherever a prompt ends."""

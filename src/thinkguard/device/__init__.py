@@ -1,5 +1,7 @@
-"""The machine on a GPU, where the logits are: a step is one launch, and nothing waits for the device.
+"""The machine where the logits are: on a GPU a step is one launch, and nothing waits for the device.
 
-`tables` lays a compiled program out in a device's memory; `slots`, `sequences` and `edits` are what the three kinds of host
-hand over. The kernels are in `kernel`; what they call (`layout`, `machine`, `decide`, `edit`) follows `csrc/` file by file.
+The kernels are csrc/guard.cu, which is the host's own C. `steps` mirrors csrc/guard.h; `tables` lays a program out in a
+device's memory; `slots`, `sequences` and `edits` are what the three kinds of host hand over. `images` holds the compiled
+kernels, `launch` starts them, `kernels` finds out once for each device whether they run there, and `proof` whether they do
+what the host does; where not, `host_slots` and the hosts' own CPU paths do the work.
 """

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import torch
 
 from thinkguard.core._core import BoundPolicy
-from thinkguard.device import kernel
-from thinkguard.device.tables import ACTION_SIZE, BLOCK, NUM_WARPS, DeviceProgram, sent
+from thinkguard.device.steps import EditsStep
+from thinkguard.device.tables import DTYPES, DeviceProgram, rows_of, sent, stream_of, widened
 
 
 class DeviceEdits:
@@ -17,30 +17,34 @@ class DeviceEdits:
     def __init__(self, program: DeviceProgram) -> None:
         self.program = program
         self._packed: list[BoundPolicy | None] = []
-        self._policies = torch.zeros(0, program.layout.policy_size, dtype=torch.int32, device=program.tables.device)
+        self._policies = torch.zeros(0, 0, dtype=torch.int32, device=program.device)
+        self._edits = torch.zeros(0, dtype=torch.int32, device=program.device)
+        self._step = EditsStep(program=program.struct)
+        self._launch = program.kernels.bind("guard_edits", self._step)
 
-    def apply(self, logits: torch.Tensor, actions: npt.NDArray[np.int32], policies: list[BoundPolicy | None]) -> None:
-        """Carry out actions in one transfer and one launch; a policy that is new takes another transfer.
+    def apply(self, logits: torch.Tensor, edits: npt.NDArray[np.int32], policies: list[BoundPolicy | None]) -> None:
+        """Carry out edits in one transfer and one launch; a policy that is new takes another transfer.
 
-        actions: [num_actions, ACTION_SIZE], each a row of the logits, an index in `policies`, and tg_action's fields.
+        edits: [num_edits, EDIT_SIZE], each a row of the logits, an index in `policies`, and tg_action's fields.
         """
+        if not len(edits):
+            return
         self._take_in(policies)
-        kernel.carry_out_actions[(len(actions),)](
-            logits, logits.stride(0), logits.stride(1), logits.shape[1],
-            sent(actions, logits.device), self._policies, self.program.tables,
-            ACTION_SIZE=ACTION_SIZE, L=self.program.layout, BLOCK=BLOCK, num_warps=NUM_WARPS,
-        )  # fmt: skip
+        step = self._step
+        self._edits = sent(edits, logits.device)  # kept until the next step: torch gives memory to a stream in order
+        step.edits, step.num_edits = self._edits.data_ptr(), len(edits)
+        step.policies, step.num_policies = self._policies.data_ptr(), len(self._policies)
+        step.policy_size = self._policies.shape[1]
+        step.logits.point(logits, DTYPES[logits.dtype])
+        self._launch(len(edits), stream_of(logits.device))
 
     def _take_in(self, policies: list[BoundPolicy | None]) -> None:
         known = [*self._packed, *[None] * (len(policies) - len(self._packed))]
         new = [i for i, bound in enumerate(policies) if bound is not None and bound is not known[i]]
         if not new:
             return
-        if len(policies) > len(self._policies):
-            room = torch.zeros(2 * len(policies), self._policies.shape[1], dtype=torch.int32, device=self._policies.device)
-            room[: len(self._policies)] = self._policies
-            self._policies = room
-        device = self._policies.device
-        packed = np.stack([self.program.pack_policy(bound) for i in new if (bound := policies[i]) is not None])
-        self._policies.index_copy_(0, sent(np.array(new), device), sent(packed, device))
+        longest = max(len(bound.block) for bound in policies if bound is not None)
+        self._policies = widened(self._policies, len(policies), longest)
+        device, rows = self._policies.device, rows_of([policies[i] for i in new], self._policies.shape[1])
+        self._policies.index_copy_(0, sent(np.array(new), device), sent(rows, device))
         self._packed = list(policies)

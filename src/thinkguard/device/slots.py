@@ -6,40 +6,57 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from thinkguard.device import kernel
-from thinkguard.device.tables import BLOCK, LOOP_SIZE, NUM_WARPS, ROW_FIELDS, STATE_SIZE, DeviceProgram, sent
+from thinkguard.core._core import BoundPolicy
+from thinkguard.core.names import STATE_FIELDS
+from thinkguard.device.steps import LOOP_SIZE, SLOT_SIZE, SlotsStep
+from thinkguard.device.tables import DTYPES, DeviceProgram, rows_of, sent, stream_of, widened
+
+FOLDED, IS_GUARDED, GUARDS_RAW, STATE = 0, 2, 3, 4  # places in a tg_slot
+LIMIT = STATE + STATE_FIELDS.index("limit")
 
 
 class DeviceSlots:
     """The sequences of a host with slots. [num_slots]"""
 
     def __init__(self, program: DeviceProgram, num_slots: int) -> None:
-        self.program, self.num_slots = program, num_slots
-        device = program.tables.device
-        self.states = torch.zeros(num_slots, STATE_SIZE, dtype=torch.int32, device=device)
+        self.program, self.num_slots, device = program, num_slots, program.device
+        self.slots = torch.zeros(num_slots, SLOT_SIZE, dtype=torch.int32, device=device)
         self.loops = torch.zeros(num_slots, 2 * LOOP_SIZE, dtype=torch.int32, device=device)
-        self.policies = torch.zeros(num_slots, program.layout.policy_size, dtype=torch.int32, device=device)
-        self._staged: dict[int, npt.NDArray[np.int32]] = {}
+        self.policies = torch.zeros(num_slots, 0, dtype=torch.int32, device=device)
+        self._staged: dict[int, tuple[npt.NDArray[np.int32], BoundPolicy | None]] = {}
+        self._step = SlotsStep(
+            program=program.struct, slots=self.slots.data_ptr(), loops=self.loops.data_ptr(), num_slots=num_slots
+        )
+        self._launch = program.kernels.bind("guard_slots", self._step)
 
-    def stage(self, slot: int, policy: npt.NDArray[np.int32] | None, limit: int = -1) -> None:
-        """Give a slot to a new sequence with a packed policy, or, without one, to a sequence that is left alone."""
-        record = np.zeros(1 + STATE_SIZE + self.program.layout.policy_size, np.int32)
+    def stage(self, slot: int, bound: BoundPolicy | None, limit: int = -1, guards_raw: bool = True) -> None:
+        """Give a slot to a new sequence with a policy, or, without one, to a sequence that is left alone.
+
+        `limit`: tokens that its output may have, -1: unknown. Not `guards_raw`: a prompt that shows no chat is left alone.
+        """
+        record = np.zeros(1 + SLOT_SIZE, np.int32)
         record[0] = slot
-        record[1 + ROW_FIELDS.index("limit")] = limit
-        record[1 + kernel.FOLDED.value] = -1
-        if policy is not None:
-            record[1 + STATE_SIZE :] = policy
-        self._staged[slot] = record
+        record[1 + FOLDED], record[1 + LIMIT] = -1, limit
+        record[1 + IS_GUARDED], record[1 + GUARDS_RAW] = bound is not None, guards_raw
+        self._staged[slot] = record, bound
 
     def flush(self) -> None:
-        """Write what was staged: one transfer, whatever the number of sequences; none without any."""
+        """Write what was staged: one transfer, whatever the number of sequences; none without any.
+
+        Memory is taken only for a policy with more tokens than any before it.
+        """
         if not self._staged:
             return
-        records = sent(np.stack(list(self._staged.values())), self.states.device)
+        records, policies = zip(*self._staged.values(), strict=True)
         self._staged.clear()
-        slots = records[:, 0].long()
-        self.states.index_copy_(0, slots, records[:, 1 : 1 + STATE_SIZE])
-        self.policies.index_copy_(0, slots, records[:, 1 + STATE_SIZE :])
+        longest = max((len(bound.block) for bound in policies if bound is not None), default=0)
+        self.policies = widened(self.policies, self.num_slots, longest)
+        width = self.policies.shape[1]
+        self._step.policies, self._step.policy_size = self.policies.data_ptr(), width
+        new = sent(np.concatenate([np.stack(records), rows_of(policies, width)], 1), self.slots.device)
+        slots = new[:, 0].long()
+        self.slots.index_copy_(0, slots, new[:, 1 : 1 + SLOT_SIZE])
+        self.policies.index_copy_(0, slots, new[:, 1 + SLOT_SIZE :])
 
     def apply(
         self,
@@ -53,15 +70,40 @@ class DeviceSlots:
     ) -> None:
         """Account for what was committed since the last call and edit each row of logits in place, in one launch.
 
-        logits: [num_rows, width], of any strides. slots, offsets, inputs: [num_rows], a row's slot, its offset among that
-        slot's rows, which follow each other, and the token fed there, at offsets above 0 a draft. tokens: [num_slots,
-        capacity] int32 or int64, of which the first total[slot] are committed and the first prompt[slot] the prompt.
+        logits: [num_rows, width] of float32, float16 or bfloat16, of any strides. slots, offsets, inputs: [num_rows], a
+        row's slot, its offset among that slot's rows, which follow each other, and the token fed there, at offsets above 0
+        a draft. tokens: [num_slots, capacity], of which the first total[slot] are committed and the first prompt[slot] the
+        prompt. All but the logits are int32 or int64.
         """
-        if not len(logits):
-            return
-        kernel.guard_slots[(len(logits),)](
-            logits, logits.stride(0), logits.stride(1), len(logits), logits.shape[1],
-            slots, offsets, inputs, tokens, tokens.stride(0), total, prompt,
-            self.states, self.loops, self.policies, self.program.tables,
-            STATE_SIZE=STATE_SIZE, LOOP_SIZE=LOOP_SIZE, L=self.program.layout, BLOCK=BLOCK, num_warps=NUM_WARPS,
-        )  # fmt: skip
+        if len(logits):
+            self._step.logits.point(logits, DTYPES[logits.dtype])
+            self._point(slots, offsets, inputs, tokens, total, prompt)
+            self._launch(len(logits), stream_of(logits.device))
+
+    def decide(self, actions: torch.Tensor, *where: torch.Tensor) -> None:
+        """Write what each row needs instead of editing it; `where` is what `apply` takes behind the logits.
+
+        actions: [num_rows, fields of a tg_action] of int32; rows that are left alone are not written.
+        """
+        step = self._step
+        step.actions, step.logits.num_rows = actions.data_ptr(), len(actions)
+        self._point(*where)
+        self._launch(len(actions), stream_of(actions.device))
+        step.actions = 0
+
+    def _point(
+        self, slots: torch.Tensor, offsets: torch.Tensor, inputs: torch.Tensor, tokens: torch.Tensor, total: torch.Tensor,
+        prompt: torch.Tensor,
+    ) -> None:  # fmt: skip
+        step = self._step
+        step.slot_of.point(slots)
+        step.offset_of.point(offsets)
+        step.inputs.point(inputs)
+        step.tokens.point(tokens)
+        step.tokens_stride, step.capacity = tokens.stride(0), tokens.shape[1]
+        step.total.point(total)
+        step.prompt.point(prompt)
+
+    def state_of(self, slot: int) -> dict[str, int]:
+        """Where the sequence of a slot stands; waits for the device."""
+        return dict(zip(STATE_FIELDS, self.slots[slot, STATE:].tolist(), strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,14 +47,17 @@ class DeviceRows:
         """Edit scores in place behind each sequence. input_ids: [num_rows, length], scores: [num_rows, width]"""
         sequences = self._sequences
         if sequences is None or sequences.device != scores.device:
+            from thinkguard.device.kernels import kernels_of
             from thinkguard.device.sequences import DeviceSequences
             from thinkguard.device.tables import DeviceProgram
 
             if scores.device not in self.tables:
-                self.tables[scores.device] = DeviceProgram(self.program, scores.device)
+                kernels = kernels_of(scores.device)
+                assert kernels is not None, "runs_on_device was not asked"
+                self.tables[scores.device] = DeviceProgram(self.program, scores.device, kernels)
             sequences = DeviceSequences(self.tables[scores.device], self.bound, self.prompt, self.max_tokens)
             self._sequences = sequences
-        sequences.apply(input_ids if input_ids.stride(1) == 1 else input_ids.contiguous(), scores)
+        sequences.apply(input_ids, scores)
         return scores
 
 
@@ -81,12 +83,15 @@ def check_arguments(input_ids: torch.Tensor, scores: torch.Tensor) -> None:
         )
 
 
-_ON_CPU = False  # whether the Triton kernels run on the CPU too: its interpreter does, in tests
-_HAS_TRITON = find_spec("triton") is not None
+_ON_CPU = False  # whether what GPUs do is done on the CPU too, in place: in tests
 
 
 def runs_on_device(input_ids: torch.Tensor, scores: torch.Tensor) -> bool:
     """Whether a step can be done where its tensors are, without a word to the host."""
     if not (scores.is_cuda or _ON_CPU):  # a flag: to spell `device.type` takes 10 us behind a model's step
         return False
-    return _HAS_TRITON and input_ids.device == scores.device and input_ids.shape[1] > 0
+    if input_ids.device != scores.device or not input_ids.shape[1]:
+        return False
+    from thinkguard.device.kernels import kernels_of
+
+    return kernels_of(scores.device) is not None

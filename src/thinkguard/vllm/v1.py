@@ -12,12 +12,13 @@ from vllm.v1.sample.logits_processor.interface import AddedRequest
 
 from thinkguard.core._core import ThinkState
 from thinkguard.core._slots import ACTION_FIELDS, Slots
-from thinkguard.core.names import Dtype
+from thinkguard.device.edits import DeviceEdits
+from thinkguard.device.kernels import kernels_of
+from thinkguard.device.tables import DTYPES, DeviceProgram
 
 if TYPE_CHECKING:
     from thinkguard.vllm.engine_requests import Requests
 
-_CODES = {getattr(torch, dtype.name.lower()): int(dtype) for dtype in Dtype}
 _NO_TOKEN = 2**31 - 1  # an id beyond every vocabulary: a token without text
 
 
@@ -33,11 +34,8 @@ class V1Batch:
         self._requests, self._slots = requests, Slots()
         self._on_cpu = device.type == "cpu"
         self._device: Any = None
-        if device.type == "cuda":
-            from thinkguard.device.edits import DeviceEdits
-            from thinkguard.device.tables import DeviceProgram
-
-            self._device = DeviceEdits(DeviceProgram(requests.program, device))
+        if device.type == "cuda" and (kernels := kernels_of(device)) is not None:
+            self._device = DeviceEdits(DeviceProgram(requests.program, device, kernels))
         self._actions = np.empty((0, ACTION_FIELDS), np.int32)
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
@@ -54,10 +52,10 @@ class V1Batch:
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Edit the logits in place; a step without edits does not touch them. logits: [num_requests, vocab_size]"""
         num_edits = self._slots.step(logits.shape[0])
-        if num_edits and self._on_cpu and (code := _CODES.get(logits.dtype)) is not None:
+        if num_edits and self._on_cpu and (code := DTYPES.get(logits.dtype)) is not None:
             row_stride, stride = logits.stride()
             self._slots.edit(logits.data_ptr(), code, row_stride, stride, logits.shape[1])
-        elif num_edits and self._device is not None:
+        elif num_edits and self._device is not None and logits.dtype in DTYPES:
             self._device.apply(logits, self._actions_of(num_edits), self._slots.policies)
         elif num_edits:
             self._edit_on_device(logits, self._actions_of(num_edits))
@@ -96,9 +94,9 @@ class V1Batch:
         """Edit logits that C cannot reach, the rows that need it alone, as copies on the CPU."""
         index = torch.from_numpy(actions[:, 0].astype(np.int64)).to(logits.device)
         rows = logits.index_select(0, index).cpu()
-        rows = rows if rows.dtype in _CODES else rows.float()
+        rows = rows if rows.dtype in DTYPES else rows.float()
         row_stride, stride = rows.stride()
-        self._slots.edit(rows.data_ptr(), _CODES[rows.dtype], row_stride, stride, rows.shape[1], gathered=True)
+        self._slots.edit(rows.data_ptr(), DTYPES[rows.dtype], row_stride, stride, rows.shape[1], gathered=True)
         logits.index_copy_(0, index, rows.to(logits))
 
     def _actions_of(self, num_edits: int) -> npt.NDArray[np.int32]:

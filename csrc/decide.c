@@ -1,0 +1,165 @@
+/* decide.c: what the next step of a sequence needs. It only reads. Numbers in comments are the rules of docs/semantics.md. */
+#include "machine.h"
+
+static void force(tg_action* action, int32_t token) {
+  tg_action forced = {.kind = TG_FORCE, .token = token};
+  *action = forced;
+}
+
+static void decide_thinking(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
+  const tg_node* node = &program->nodes[state->node];
+  action->forbidden |= TG_START | TG_ANSWER | TG_TOOL | TG_BODY | TG_HEADER | TG_CALL_END;
+  if (state->thinking < policy->min_thinking_tokens) { /* 13 */
+    action->forbidden |= TG_END | TG_IMPLICIT | TG_GROWS_END;
+    action->flags |= TG_BAN_EOS;
+    if (extension_fits(program, policy, state, extension_length(policy))) { /* 18 */
+      action->flags |= TG_MOVE_END;
+      action->token = tg_policy_tokens(policy)[policy->seq_offset[TG_SEQ_EXTEND]];
+    }
+  } else { /* 11 */
+    action->flags |= (policy->on_eos == TG_EOS_CLOSE ? TG_MOVE_EOS : TG_BAN_EOS) | TG_MOVE_IMPLICIT;
+    action->token = node->plan;
+    if (policy->soft_thinking_tokens != TG_NO_LIMIT && state->thinking >= policy->soft_thinking_tokens) /* 17 */
+      action->bias = policy->close_bias * (float)(state->thinking - policy->soft_thinking_tokens) /
+                     (float)(policy->max_thinking_tokens - policy->soft_thinking_tokens);
+  }
+  int32_t left = thinking_left(program, policy, state);
+  action->cut = left > 3 ? 0 : left > 1 ? left : 1; /* 15 */
+}
+
+int32_t tg_answer_eos(const tg_program* program, const tg_policy* policy) {
+  for (int32_t i = 0; i < policy->num_eos; i++)
+    if (!(tg_event_at(program, tg_step(program, 0, policy->eos[i]))->kinds & TG_CALL_END)) return policy->eos[i];
+  return policy->num_eos ? policy->eos[0] : -1;
+}
+
+static void decide_answer(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
+  int32_t left = answer_left(policy, state), missing = policy->min_answer_tokens - state->visible;
+  int32_t room = INT32_MAX;
+  if (state->body == TG_BODY_PREAMBLE) { /* ends while the least answer still fits behind it */
+    if (policy->max_answer_tokens != TG_NO_LIMIT)
+      room = policy->max_answer_tokens - state->answer - policy->min_answer_tokens;
+    int32_t behind = program->header_tokens + policy->min_answer_tokens + 2;
+    if (state->limit != TG_NO_LIMIT && room_of(state) - behind < room) room = room_of(state) - behind;
+    if (room <= 0) {
+      force(action, program->message_end);
+      return;
+    }
+  }
+  if (policy->max_answer_tokens != TG_NO_LIMIT && state->answer >= policy->max_answer_tokens &&
+      state->phase == TG_ANSWERING) {
+    if (state->body != TG_BODY_CALL && policy->num_eos) {
+      force(action, tg_answer_eos(program, policy));
+      return;
+    }
+  }
+  if (missing > 0) {
+    action->flags |= TG_BAN_EOS;
+    if (state->blank >= TG_BLANK_PATIENCE || left <= missing) action->flags |= TG_BAN_BLANK; /* 20 */
+  }
+  if (room < left) left = room;
+  if (left >= 1 && left <= 3) action->cut = left;
+  if (policy->markers_in_answer == TG_MARKERS_ALLOW && state->phase == TG_ANSWERING && !program->is_channel) {
+    action->forbidden = answer_may_restart(policy, state) ? 0 : action->forbidden | TG_ANSWER;
+    return;
+  }
+  action->forbidden |= TG_END;
+  if (!start_is_legal(program, policy, state) || program->is_channel) action->forbidden |= TG_START;
+  if (!answer_may_restart(policy, state)) action->forbidden |= TG_ANSWER;
+  if (!program->is_channel) return;
+  action->forbidden |= TG_ANSWER | TG_TOOL | TG_BODY | TG_HEADER;
+  if (state->body == TG_BODY_CALL) {
+    action->flags |= TG_ONLY_CALL_END;
+  } else {
+    action->forbidden |= TG_CALL_END;
+    action->flags |= TG_NOT_CALL_END;
+  }
+  if (state->body != TG_BODY_PREAMBLE) return;
+  if (missing > 0) {
+    action->flags |= TG_BAN_EOS;
+  } else { /* a preamble is not the turn's end: EOS ends the message (11) */
+    action->flags |= TG_MOVE_EOS;
+    action->token = program->message_end;
+    action->forbidden &= ~TG_END;
+  }
+}
+
+/* Between two messages: which channel comes next, or a tool call's free header. */
+static void decide_header(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
+  int32_t room = state->limit == TG_NO_LIMIT ? INT32_MAX : room_of(state);
+  if (state->body == TG_BODY_FREE) {
+    int32_t behind =
+        state->flags & TG_STATE_RECIPIENT ? 0 : program->header_tokens + 1; /* of a preamble: its end, a header */
+    int32_t left = TG_HEADER_PATIENCE - state->header_tokens;
+    if (state->limit != TG_NO_LIMIT && room - behind - policy->min_answer_tokens - 2 < left)
+      left = room - behind - policy->min_answer_tokens - 2;
+    if (left <= 0) {
+      force(action, program->body_token);
+      return;
+    }
+    if (left <= 3) action->cut = left;
+    action->forbidden |= TG_START | TG_END | TG_ANSWER | TG_TOOL | TG_HEADER | TG_CALL_END;
+    action->flags |= TG_BAN_EOS;
+    return;
+  }
+  int32_t reach = program->nodes[state->node].reach, legal = (reach ? reach : ~0) & (TG_ANSWER | TG_TOOL | TG_START);
+  /* Where several kinds are left to choose from, only those for which there is room. */
+  if (legal & (legal - 1)) {
+    if (!start_is_legal(program, policy, state)) legal &= ~TG_START;
+    if (legal & ~TG_TOOL && room <= program->header_tokens + TG_HEADER_PATIENCE + policy->min_answer_tokens + 2)
+      legal &= ~TG_TOOL;
+  }
+  int32_t only = -1, count = 0;
+  for (int32_t i = program->mark_offset[state->node]; i < program->mark_offset[state->node + 1]; i++) {
+    if (!tg_mark_allowed(program->mark_mask[i], legal)) continue;
+    only = program->mark_token[i];
+    count++;
+  }
+  if (count > 1) {
+    tg_action allow = {.kind = TG_ALLOW, .token = -1, .node = state->node, .allowed = legal};
+    *action = allow;
+  } else if (count == 1) {
+    force(action, only);
+  } else {
+    int32_t length;
+    force(action, sequence(program, policy, program->header_seq, &length)[0]);
+  }
+}
+
+/* The step that is to cost nothing: an answer past its minimum and without limits, where no token leads to a marker.
+ * `decide` would come to the same. */
+static int answer_is_idle(const tg_program* program, const tg_policy* policy, const tg_state* state) {
+  return state->phase == TG_ANSWERING && !state->seq && !state->node && !program->nodes[0].marks && !program->num_never &&
+         state->visible >= policy->min_answer_tokens && state->limit == TG_NO_LIMIT &&
+         policy->max_answer_tokens == TG_NO_LIMIT;
+}
+
+static TG_OUT_OF_LINE void decide(const tg_program* program, const tg_policy* policy, const tg_state* state,
+                                  tg_action* action) {
+  int32_t next = next_in_sequence(program, policy, state);
+  if (next >= 0) {
+    force(action, next);
+    return;
+  }
+  action->kind = TG_EDIT;
+  action->node = state->node;
+  action->forbidden = TG_SPELLED | TG_MULTI;
+  if (state->phase == TG_THINKING || state->phase == TG_CLOSING)
+    decide_thinking(program, policy, state, action);
+  else if (state->phase == TG_HEADING || (state->phase == TG_BEFORE && program->is_channel))
+    decide_header(program, policy, state, action);
+  else
+    decide_answer(program, policy, state, action);
+  if (action->kind != TG_EDIT) return;
+  if (state->node && action->forbidden) action->flags |= TG_BAN_INERT; /* 2 */
+  if (program->num_never) action->flags |= TG_BAN_NEVER;               /* 3 */
+  if (action->cut) action->pending = pending_bytes(state->tail);
+  if (!action->flags && !action->cut && !(program->nodes[state->node].marks & action->forbidden)) action->kind = TG_FREE;
+}
+
+void tg_decide(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
+  tg_action free_step = {.kind = TG_FREE, .token = -1};
+  *action = free_step;
+  if (state->phase == TG_DONE || state->flags & TG_STATE_INERT || answer_is_idle(program, policy, state)) return;
+  decide(program, policy, state, action);
+}

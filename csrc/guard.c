@@ -1,0 +1,150 @@
+/* guard.c: a step of a whole batch, as guard.h describes it. */
+#include "guard.h"
+
+#include "machine.h"
+
+static int64_t item_bytes(const tg_logits* logits) { return logits->dtype == TG_FLOAT32 ? 4 : 2; }
+
+static void edit(const tg_program* program, const tg_policy* policy, const tg_action* action, const tg_logits* logits,
+                 int32_t row) {
+  char* data = (char*)logits->data + row * logits->row_stride * item_bytes(logits);
+  tg_apply(program, policy, action, data, (tg_dtype)logits->dtype, logits->stride, logits->width);
+}
+
+static void copy_loop(const tg_loop* from, tg_loop* to) {
+  TG_EACH(i, 0, (int32_t)(sizeof *to / sizeof(int32_t))) ((int32_t*)to)[i] = ((const int32_t*)from)[i];
+  tg_meet();
+}
+
+/* The rows of one sequence: its own, and those of its drafts. */
+typedef struct {
+  const tg_ids* inputs;
+  const tg_ids* offsets; /* NULL: one row alone */
+  int32_t first;
+  tg_action* actions;
+} rows_of;
+
+/* Bring a sequence from where it stood to its last row. `slot` is what is known of it, folded = -1: it begins at its prompt;
+ * where it stands behind the committed tokens is written into `kept`. */
+static void walk(const tg_program* program, const tg_policy* policy, tg_slot slot, tg_slot* kept, tg_loop* loop,
+                 const tg_ids* tokens, int32_t total, const rows_of* rows, const tg_logits* logits) {
+  int64_t at = slot.folded;
+  int32_t raw = 0, silent = 1;
+  int in_prompt = at < 0;
+  if (!policy->loop_tokens) loop = NULL;
+  if (in_prompt) {
+    at = tg_turn_start(program, tokens, slot.prompt, 0, &raw);
+    tg_begin_prompt(program, policy, slot.state.limit, &slot.state, loop);
+  }
+  int32_t index = 0; /* of the row that is decided next */
+  for (;;) {
+    if (in_prompt && at >= slot.prompt) {
+      tg_end_prompt(program, policy, raw, silent, &slot.state);
+      if (raw && !slot.guards_raw) slot.state.flags = TG_STATE_INERT;
+      in_prompt = 0;
+    } else if (at < total + index) {
+      int64_t end = in_prompt ? slot.prompt : total;
+      int32_t taken = 0;
+      if (TG_LANES > 1 && end - at >= 16)
+        taken = tg_take_run(program, policy, &slot.state, tokens, at, end, !in_prompt, &silent);
+      if (!taken) {
+        int32_t token = at < total ? tg_id(tokens, at) : tg_id(rows->inputs, rows->first + index);
+        tg_take(program, policy, &slot.state, loop, token, !in_prompt, &silent);
+        taken = 1;
+      }
+      at += taken;
+    } else {
+      tg_action action;
+      tg_decide(program, policy, &slot.state, &action);
+      int32_t row = rows->first + index;
+      if (!rows->actions)
+        edit(program, policy, &action, logits, row);
+      else
+        TG_ALONE rows->actions[row] = action;
+      if (!index) {
+        slot.folded = (int32_t)at;
+        TG_ALONE* kept = slot;
+      }
+      row++;
+      index++;
+      if (!rows->offsets || row >= logits->num_rows || tg_id(rows->offsets, row) != index) return;
+      if (index == 1 && loop) { /* drafts are walked in a copy of the side block */
+        copy_loop(loop, loop + 1);
+        loop++;
+      }
+    }
+  }
+}
+
+void tg_guard_slot(const tg_slots_step* step, int32_t row) {
+  if (row < 0 || row >= step->logits.num_rows || tg_id(&step->offset_of, row)) return;
+  int32_t at = tg_id(&step->slot_of, row);
+  if (at < 0 || at >= step->num_slots) return;
+  tg_slot slot = step->slots[at];
+  tg_meet(); /* all have read what one of them writes */
+  int32_t total = tg_id(&step->total, at), prompt = tg_id(&step->prompt, at);
+  if (!slot.is_guarded || total < 0 || total > step->capacity || prompt < 0 || prompt > total) return;
+  if (slot.folded > total || slot.folded < prompt) slot.folded = -1; /* not the tokens that the slot had */
+  slot.prompt = prompt;
+  tg_ids tokens = step->tokens;
+  tokens.data = (const char*)tokens.data + at * step->tokens_stride * tokens.bytes;
+  rows_of rows = {&step->inputs, &step->offset_of, row, step->actions};
+  const tg_policy* policy = (const tg_policy*)(step->policies + at * step->policy_size);
+  walk(&step->program, policy, slot, &step->slots[at], step->loops + 2 * (int64_t)at, &tokens, total, &rows, &step->logits);
+}
+
+/* Whether the first tokens of a sequence are those that were seen. */
+static int is_prefix(const tg_ids* tokens, const int32_t* seen, int32_t num_tokens) {
+  int same = 1;
+  for (int32_t from = 0; from < num_tokens && same; from += TG_LANES) {
+    int32_t at = from + TG_LANE;
+    same = !tg_any(at < num_tokens && tg_id(tokens, at) != seen[at]);
+  }
+  return same;
+}
+
+/* The sequence of the last step, the row's own first, that all but the last of these tokens were seen in; -1: none. */
+static int32_t find_seen(const tg_sequences_step* step, const tg_ids* tokens, int32_t own) {
+  for (int32_t i = own < step->num_seen ? -1 : 0; i < step->num_seen; i++) {
+    int32_t other = i < 0 ? own : i;
+    const tg_slot* theirs = &step->slots[other];
+    if (theirs->folded < step->num_tokens - 1 || theirs->prompt > step->num_tokens) continue;
+    if (is_prefix(tokens, step->seen + other * (int64_t)step->capacity, step->num_tokens - 1)) return other;
+  }
+  return -1;
+}
+
+void tg_guard_sequence(const tg_sequences_step* step, int32_t row) {
+  int32_t num = step->num_tokens;
+  if (row < 0 || row >= step->logits.num_rows || num < 1 || num > step->capacity) return;
+  const tg_policy* policy = (const tg_policy*)step->policy;
+  tg_ids tokens = step->tokens;
+  tokens.data = (const char*)tokens.data + row * step->tokens_stride * tokens.bytes;
+  tg_slot slot = {.folded = -1, .prompt = step->prompt >= 0 && step->prompt < num ? step->prompt : num, .is_guarded = 1,
+                  .guards_raw = 1, .state = {.limit = step->limit}};
+  tg_loop* loop = step->next_loops + 2 * (int64_t)row;
+  int32_t other = find_seen(step, &tokens, row);
+  if (other >= 0) {
+    const tg_slot* theirs = &step->slots[other];
+    const int32_t* seen = step->seen + other * (int64_t)step->capacity;
+    int again = theirs->folded >= num && seen[num - 1] == tg_id(&tokens, num - 1);
+    if (theirs->folded == num - 1 || (theirs->folded == num && again)) {
+      slot = *theirs;
+      if (policy->loop_tokens) copy_loop(step->loops + 2 * (int64_t)other, loop);
+    } else if (num - 1 >= theirs->prompt || again) { /* drafts were dropped: walked again behind the same prompt */
+      slot.prompt = theirs->prompt;
+    }
+  }
+  int32_t* kept = step->next_seen + row * (int64_t)step->capacity;
+  TG_EACH(i, 0, num) kept[i] = tg_id(&tokens, i);
+  rows_of rows = {NULL, NULL, row, NULL};
+  walk(&step->program, policy, slot, &step->next_slots[row], loop, &tokens, num, &rows, &step->logits);
+}
+
+void tg_guard_edit(const tg_edits_step* step, int32_t index) {
+  if (index < 0 || index >= step->num_edits) return;
+  const tg_edit* at = &step->edits[index];
+  if (at->row < 0 || at->row >= step->logits.num_rows || at->policy < 0 || at->policy >= step->num_policies) return;
+  const tg_policy* policy = (const tg_policy*)(step->policies + at->policy * step->policy_size);
+  edit(&step->program, policy, &at->action, &step->logits, at->row);
+}

@@ -1,0 +1,52 @@
+"""The kernels compiled for GPUs: `images/` beside this file, written by tools/compile_images.py when a package is built."""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from pathlib import Path
+from typing import Any, Final
+
+from thinkguard.errors import ThinkGuardError
+
+FOLDER: Final = Path(__file__).with_name("images")
+MANIFEST: Final = FOLDER / "images.json"
+"""{"source": hash, "compiler": version, "images": {name: {"bytes", "kernels": {name: {"registers", ...}}}}}"""
+
+
+class NoImageError(ThinkGuardError):
+    """Why there is no compiled kernel for a GPU."""
+
+
+def manifest() -> dict[str, Any]:
+    """What was compiled. NoImageError, if nothing was."""
+    try:
+        found: dict[str, Any] = json.loads(MANIFEST.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NoImageError(
+            "this build of thinkguard has no GPU kernels: it was made without NVRTC. `pip install nvidia-cuda-nvrtc-cu12` "
+            "and build it again, or install a wheel"
+        ) from None
+    return found
+
+
+def load(major: int, minor: int) -> bytes:
+    """The image for a GPU's compute capability: a cubin of its major version, else PTX that its driver compiles.
+
+    NoImageError, if there is none, or none that it could run.
+    """
+    names = list(manifest()["images"])
+    known = [(int(found[1]), int(found[2])) for name in names if (found := re.fullmatch(r"sm_(\d+)(\d)", name))]
+    fitting = [version for version in known if version[0] == major and version[1] <= minor]
+    if fitting:
+        return read("sm_{}{}".format(*max(fitting)))
+    if (major, minor) > max(known, default=(0, 0)) and (ptx := [name for name in names if name.startswith("compute_")]):
+        return read(ptx[0]) + b"\0"
+    have = ", ".join(names)
+    raise NoImageError(f"no GPU kernels for compute capability {major}.{minor}: this build has {have}")
+
+
+def read(name: str) -> bytes:
+    """One image, as the compiler wrote it."""
+    return zlib.decompress((FOLDER / f"{name}.z").read_bytes())

@@ -1,0 +1,185 @@
+"""Whether the kernels do on a device what the C does on the host: scripted sequences, before the first request.
+
+Every kind of action, all types of logits, ids of both widths, drafts, loops, an output that is resumed, recycled slots and
+reordered rows; states, loop blocks and logits have to be the same to the bit. Some tens of milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from thinkguard.core.program import ThinkProgram
+from thinkguard.device.edits import DeviceEdits
+from thinkguard.device.launch import HostKernels, Kernels, UnavailableError
+from thinkguard.device.sequences import DeviceSequences
+from thinkguard.device.slots import DeviceSlots
+from thinkguard.device.tables import DTYPES, DeviceProgram
+from thinkguard.policy import ThinkPolicy
+from thinkguard.vocabulary import Vocabulary
+
+_WORDS = [b"</", b"think", b">\n", b"<think>", b"Wait", b" so", "é".encode(), "🧮".encode()[:2], "🧮".encode()[2:]]
+_HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>")
+_POLICIES = (
+    ThinkPolicy(max_thinking_tokens=9, close_message="Stop."),
+    ThinkPolicy(max_thinking_tokens=30, soft_thinking_tokens=2, close_bias=3.5, grace_tokens=20, close_at="sentence"),
+    ThinkPolicy(min_thinking_tokens=12, max_extensions=2, extend_message="Wait", min_answer_tokens=6, on_eos="ban"),
+    ThinkPolicy(loop_tokens=8, opening="allow", markers_in_answer="allow"),
+    ThinkPolicy(max_answer_tokens=20, reserve_answer_tokens=4, max_think_blocks=2),
+    ThinkPolicy(opening="forbid"),
+)
+_SLOTS, _CAPACITY, _STEPS, _RESUMED = 8, 5_600, 24, 5_000
+
+
+@dataclass
+class Script:
+    """One program, and the tokens that a model would write."""
+
+    program: ThinkProgram
+    prompt: list[int]
+    tokens: np.ndarray  # likely ones, drawn from
+
+
+def scripts() -> Iterator[Script]:
+    """Markers as tokens, markers as text, and a message grammar."""
+    pieces = [bytes([byte]) for byte in range(256)] + _WORDS
+    for format, controls, eos, turn in (
+        ("think", ("<|im_start|>", "<|im_end|>", "<think>", "</think>"), "<|im_end|>", "<|im_start|>assistant\n"),
+        ("think", ("<|im_start|>", "<|im_end|>"), "<|im_end|>", "<|im_start|>assistant\n"),
+        ("gpt_oss_harmony", _HARMONY, "<|return|>", "<|start|>user<|message|>hi<|end|><|start|>assistant"),
+    ):
+        added = {name: len(pieces) + i for i, name in enumerate(controls)}
+        special = [added[name] for name in controls if "think" not in name]
+        vocabulary = Vocabulary.from_parts(pieces, added=added, special=special, eos_ids=[added[eos]])
+        program = ThinkProgram(format, vocabulary)
+        marks = [*added.values(), *vocabulary.encode("</think>\n<think>\n analysis final commentary to=f")]
+        letters = vocabulary.encode("the way. And so on!\n")
+        yield Script(program, vocabulary.encode(turn), np.array([*letters * 4, *range(256, len(pieces)), *marks]))
+
+
+def prove(kernels: Kernels, device: torch.device) -> None:
+    """Hold the kernels on a device against the host. UnavailableError says where an answer differs."""
+    for number, script in enumerate(scripts()):
+        programs = [DeviceProgram(script.program, where, how) for where, how in ((device, kernels), ("cpu", HostKernels()))]
+        for name, pair in (("slots", _slots), ("sequences", _sequences), ("edits", _edits)):
+            for step, (theirs, ours) in enumerate(pair(script, *programs)):
+                if not _same(theirs, ours):
+                    raise UnavailableError(
+                        f"their answers differ from the host's (script {number}, {name}, step {step}): please report this "
+                        "with the name of the GPU and the version of its driver"
+                    )
+
+
+def _same(theirs: list[torch.Tensor], ours: list[torch.Tensor]) -> bool:
+    """Bit for bit, NaN included."""
+    bits = ([tensor.cpu().contiguous().view(torch.uint8) for tensor in side] for side in (theirs, ours))
+    return all(torch.equal(one, two) for one, two in zip(*bits, strict=True))
+
+
+Pair = tuple[list[torch.Tensor], list[torch.Tensor]]
+
+
+def _logits(rng: np.random.Generator, num_rows: int, width: int, step: int) -> torch.Tensor:
+    """Rows of every type in turn, some logits -inf, a row all -inf but one, in every other step with a stride."""
+    values = rng.standard_normal((num_rows, width)) * 4
+    values[rng.random(values.shape) < 0.1] = -np.inf
+    values[0, 1:] = -np.inf if step % 5 == 4 else values[0, 1:]
+    apart = 1 + step % 2
+    logits = torch.zeros(num_rows, width * apart, dtype=list(DTYPES)[step % len(DTYPES)])
+    logits[:, ::apart] = torch.from_numpy(values)
+    return logits[:, ::apart]
+
+
+def _on(device: torch.device, logits: torch.Tensor) -> torch.Tensor:
+    """A copy with the same strides."""
+    base = torch.zeros(logits.shape[0], logits.stride(0), dtype=logits.dtype, device=device)
+    copy = base[:, :: logits.stride(1)]
+    copy.copy_(logits)
+    return copy
+
+
+def _slots(script: Script, theirs: DeviceProgram, ours: DeviceProgram) -> Iterator[Pair]:
+    rng, width = np.random.default_rng(1), script.program.vocabulary.num_tokens + 3
+    sides = [DeviceSlots(program, _SLOTS) for program in (theirs, ours)]
+    bounds = [script.program.bind(policy) for policy in _POLICIES]
+    tokens = rng.choice(script.tokens, (_SLOTS, _CAPACITY))
+    tokens[:, : len(script.prompt)] = script.prompt
+    total, prompt = np.full(_SLOTS, len(script.prompt)), np.full(_SLOTS, len(script.prompt))
+    plain = script.program.vocabulary.encode("and so on it went, ")
+    for step in range(_STEPS):
+        for slot in range(_SLOTS) if step == 0 else [step % _SLOTS] * (step % 3 == 0):  # recycled
+            total[slot] = len(script.prompt)
+            if slot == 5:  # an output that is resumed, its thinking long and plain
+                opening = script.program.vocabulary.encode(script.program.format.open_text)
+                resumed = [*opening, *plain * (_RESUMED // len(plain))]
+                tokens[slot, total[slot] : total[slot] + len(resumed)] = resumed
+                total[slot] += len(resumed)
+            bound = None if slot == 7 and step else bounds[(slot + step) % len(bounds)]
+            for side in sides:
+                side.stage(slot, bound, limit=60 if slot % 3 == 1 else -1, guards_raw=slot % 2 == 0)
+        order = rng.permutation(_SLOTS)
+        rows = [(slot, offset) for slot in order for offset in range(1 + (slot + step) % 3)]
+        drafts = rng.choice(script.tokens, len(rows))
+        wide = torch.int64 if step % 2 else torch.int32
+        arguments = [torch.tensor([row[i] for row in rows], dtype=wide) for i in (0, 1)]
+        arguments += [torch.from_numpy(part).to(wide) for part in (drafts, tokens, total, prompt)]
+        logits = _logits(rng, len(rows), width, step)
+        found = []
+        for side in sides:
+            side.flush()
+            edited = _on(side.program.device, logits)
+            side.apply(edited, *(argument.to(side.program.device) for argument in arguments))
+            found.append([edited, side.slots, side.loops])
+        yield found[0], found[1]
+        # The largest logit is sampled, as often as not what a model would write anyway.
+        chosen = found[1][0].float().nan_to_num(-torch.inf).argmax(1).tolist()
+        for index, (slot, offset) in enumerate(rows):
+            if offset == 0 and total[slot] < _CAPACITY:
+                tokens[slot, total[slot]] = chosen[index] if step % 2 else tokens[slot, total[slot]]
+                total[slot] += 1
+
+
+def _sequences(script: Script, theirs: DeviceProgram, ours: DeviceProgram) -> Iterator[Pair]:
+    rng, width = np.random.default_rng(2), script.program.vocabulary.num_tokens + 3
+    for number, policy in enumerate(_POLICIES):
+        bound = script.program.bind(policy)
+        sides = [DeviceSequences(program, bound, max_tokens=40 if number % 2 else None) for program in (theirs, ours)]
+        rows = np.array([script.prompt] * 4)
+        for step in range(_STEPS // 2):
+            rows = rows[rng.permutation(len(rows))]
+            ids = torch.from_numpy(rows).to(torch.int64 if step % 2 else torch.int32)
+            logits = _logits(rng, len(rows), width, step)
+            found = []
+            for side in sides:
+                edited = _on(side.device, logits)
+                side.apply(ids.to(side.device), edited)
+                found.append([edited, side.states])
+            yield found[0], found[1]
+            rows = np.concatenate([rows, rng.choice(script.tokens, (len(rows), 1))], 1)
+
+
+def _edits(script: Script, theirs: DeviceProgram, ours: DeviceProgram) -> Iterator[Pair]:
+    rng, width = np.random.default_rng(3), script.program.vocabulary.num_tokens + 3
+    bounds = [script.program.bind(policy) for policy in _POLICIES]
+    sides = [DeviceEdits(program) for program in (theirs, ours)]
+    states = [script.program.start_bound(script.prompt, bound) for bound in bounds]
+    for step in range(_STEPS // 2):
+        for state in states:
+            state.advance(int(rng.choice(script.tokens)))
+        edits = np.array([[row, row, *_fields(state)] for row, state in enumerate(states)], np.int32)
+        logits = _logits(rng, len(states), width, step)
+        found = []
+        for side in sides:
+            edited = _on(side.program.device, logits)
+            side.apply(edited, edits, list(bounds))
+            found.append([edited])
+        yield found[0], found[1]
+
+
+def _fields(state: object) -> list[int]:
+    """A state's next action as a tg_action, its bias as bits."""
+    *whole, bias = state.decide().as_dict().values()  # type: ignore[attr-defined]
+    return [*whole, int(np.float32(bias).view(np.int32))]
