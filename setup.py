@@ -1,10 +1,13 @@
 """Build the extensions. THINKGUARD_DEBUG=1: bounds checks, asserts, -O0 and the sanitizers."""
 
+import importlib.util
 import os
 import sys
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 HEADERS = [f"csrc/{name}.h" for name in ("thinkguard", "lanes", "machine", "guard")]
 DEBUG = os.environ.get("THINKGUARD_DEBUG") == "1"
@@ -43,4 +46,27 @@ directives = {
     "embedsignature": True,
 }
 
-setup(ext_modules=cythonize([core, slots], build_dir="build/cython", include_path=["src"], compiler_directives=directives))
+
+
+class BuildWithImages(build_ext):
+    """The extensions, and the kernels compiled for GPUs beside them where NVRTC is installed."""
+
+    def run(self) -> None:
+        super().run()
+        place = Path(__file__).with_name("tools") / "compile_images.py"
+        spec = importlib.util.spec_from_file_location("compile_images", place)
+        tool = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(tool)
+        try:
+            tool.build()
+        except tool.NoCompilerError as reason:
+            print(f"warning: no GPU kernels in this build: {reason}", file=sys.stderr)
+        else:
+            if not self.inplace:
+                self.copy_tree(str(tool.OUT), str(Path(self.build_lib) / "thinkguard" / "device" / "images"))
+
+
+setup(
+    ext_modules=cythonize([core, slots], build_dir="build/cython", include_path=["src"], compiler_directives=directives),
+    cmdclass={"build_ext": BuildWithImages},
+)

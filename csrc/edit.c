@@ -148,14 +148,14 @@ int32_t tg_allows(const tg_program* program, const tg_policy* policy, const tg_a
 
 static void ban_list(const logits_row* row, const tg_policy* policy, const int32_t* tokens, int32_t num_tokens) {
   TG_EACH(i, 0, num_tokens)
-    if (!tg_is_eos(policy, tokens[i])) ban(row, tokens[i]);
+  if (!tg_is_eos(policy, tokens[i])) ban(row, tokens[i]);
   tg_meet();
 }
 
 /* Tokens without text between the vocabulary and the logits' width. */
 static void ban_beyond(const logits_row* row, const tg_program* program, const tg_policy* policy) {
   TG_EACH(token, program->vocab_size, row->width)
-    if (!tg_is_eos(policy, token)) ban(row, token);
+  if (!tg_is_eos(policy, token)) ban(row, token);
   tg_meet();
 }
 
@@ -175,7 +175,7 @@ static void ban_cut(const logits_row* row, const tg_program* program, const tg_p
 
 static void ban_all(const logits_row* row, const tg_program* program, const tg_policy* policy, const tg_action* action) {
   TG_EACH(i, 0, policy->num_eos)
-    if (eos_is_banned(program, action, policy->eos[i])) ban(row, policy->eos[i]);
+  if (eos_is_banned(program, action, policy->eos[i])) ban(row, policy->eos[i]);
   uint32_t moved = moved_kinds(action);
   if (program->nodes[action->node].marks & (action->forbidden | (int32_t)moved)) {
     TG_EACH(i, program->mark_offset[action->node], program->mark_offset[action->node + 1]) {
@@ -222,7 +222,7 @@ static int32_t apply_edit(const logits_row* row, const tg_program* program, cons
     float target = read_logit(row, action->token), moved = largest_moved(row, program, policy, action);
     float larger = moved > target ? moved : target, value = larger + action->bias;
     if (row->dtype == TG_FLOAT16 && larger <= MAX_HALF && value > MAX_HALF) value = MAX_HALF; /* inf breaks a softmax */
-    tg_meet(); /* all have read the target */
+    tg_meet();                                                                                /* all have read the target */
     TG_ALONE if (value != target) write_logit(row, action->token, value);
   }
   for (int32_t first = 0; !survives && first < row->width; first += TG_LANES) {

@@ -12,7 +12,7 @@ static void edit(const tg_program* program, const tg_policy* policy, const tg_ac
 }
 
 static void copy_loop(const tg_loop* from, tg_loop* to) {
-  TG_EACH(i, 0, (int32_t)(sizeof *to / sizeof(int32_t))) ((int32_t*)to)[i] = ((const int32_t*)from)[i];
+  TG_EACH(i, 0, (int32_t)(sizeof *to / sizeof(int32_t)))((int32_t*)to)[i] = ((const int32_t*)from)[i];
   tg_meet();
 }
 
@@ -120,8 +120,11 @@ void tg_guard_sequence(const tg_sequences_step* step, int32_t row) {
   const tg_policy* policy = (const tg_policy*)step->policy;
   tg_ids tokens = step->tokens;
   tokens.data = (const char*)tokens.data + row * step->tokens_stride * tokens.bytes;
-  tg_slot slot = {.folded = -1, .prompt = step->prompt >= 0 && step->prompt < num ? step->prompt : num, .is_guarded = 1,
-                  .guards_raw = 1, .state = {.limit = step->limit}};
+  tg_slot slot = {.folded = -1,
+                  .prompt = step->prompt >= 0 && step->prompt < num ? step->prompt : num,
+                  .is_guarded = 1,
+                  .guards_raw = 1,
+                  .state = {.limit = step->limit}};
   tg_loop* loop = step->next_loops + 2 * (int64_t)row;
   int32_t other = find_seen(step, &tokens, row);
   if (other >= 0) {

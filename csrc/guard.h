@@ -44,20 +44,20 @@ typedef struct {
 /* A step of a host that gives each sequence a slot (vLLM's V2 runner). A slot's rows follow each other, its drafts' behind the
  * one that every step has. */
 typedef struct {
-  tg_program program; /* by value: its pointers are then among the kernel's arguments */
+  tg_program program;      /* by value: its pointers are then among the kernel's arguments */
   tg_slot* slots;          /* [num_slots] */
   tg_loop* loops;          /* [num_slots, 2] behind the committed tokens, and for drafts */
   const int32_t* policies; /* [num_slots, policy_size] each a tg_policy with its tokens */
   int64_t policy_size;
-  tg_ids slot_of;       /* [num_rows] the slot of a row */
-  tg_ids offset_of;     /* [num_rows] its offset among its slot's rows */
-  tg_ids inputs;        /* [num_rows] at offsets above 0 the draft that is fed there */
-  tg_ids tokens;        /* [num_slots, capacity] committed tokens, rows `tokens_stride` elements apart */
+  tg_ids slot_of;   /* [num_rows] the slot of a row */
+  tg_ids offset_of; /* [num_rows] its offset among its slot's rows */
+  tg_ids inputs;    /* [num_rows] at offsets above 0 the draft that is fed there */
+  tg_ids tokens;    /* [num_slots, capacity] committed tokens, rows `tokens_stride` elements apart */
   int64_t tokens_stride;
-  tg_ids total;         /* [num_slots] how many are committed */
-  tg_ids prompt;        /* [num_slots] how many of them are the prompt */
+  tg_ids total;  /* [num_slots] how many are committed */
+  tg_ids prompt; /* [num_slots] how many of them are the prompt */
   tg_logits logits;
-  tg_action* actions;   /* [num_rows] is written instead of the logits where it is not NULL */
+  tg_action* actions; /* [num_rows] is written instead of the logits where it is not NULL */
   int32_t num_slots;
   int32_t capacity;
 } tg_slots_step;
@@ -65,14 +65,14 @@ typedef struct {
 /* A step of a host that hands over whole sequences, in any order (generate()): where each stands is found by its history. What
  * a step reads and what it leaves lie apart. */
 typedef struct {
-  tg_program program; /* by value: its pointers are then among the kernel's arguments */
+  tg_program program;    /* by value: its pointers are then among the kernel's arguments */
   const int32_t* policy; /* a tg_policy with its tokens */
   tg_ids tokens;         /* [num_rows, num_tokens], rows `tokens_stride` elements apart */
   int64_t tokens_stride;
-  const tg_slot* slots;  /* [num_seen] what the last step left, */
-  const tg_loop* loops;  /* [num_seen, 2] */
-  const int32_t* seen;   /* [num_seen, capacity] and the tokens that it saw */
-  tg_slot* next_slots;   /* the same for the next step, [num_rows] */
+  const tg_slot* slots; /* [num_seen] what the last step left, */
+  const tg_loop* loops; /* [num_seen, 2] */
+  const int32_t* seen;  /* [num_seen, capacity] and the tokens that it saw */
+  tg_slot* next_slots;  /* the same for the next step, [num_rows] */
   tg_loop* next_loops;
   int32_t* next_seen;
   tg_logits logits;
@@ -91,7 +91,7 @@ typedef struct {
   tg_action action;
 } tg_edit;
 typedef struct {
-  tg_program program; /* by value: its pointers are then among the kernel's arguments */
+  tg_program program;      /* by value: its pointers are then among the kernel's arguments */
   const tg_edit* edits;    /* [num_edits] */
   const int32_t* policies; /* [num_policies, policy_size] */
   int64_t policy_size;

@@ -79,7 +79,7 @@ static int in_start_space(const tg_program* program, tg_state* state, uint32_t i
 /* --- loops (16) --- */
 
 static void clear_loop(tg_loop* loop) {
-  TG_EACH(i, 0, (int32_t)(sizeof *loop / sizeof(int32_t))) ((int32_t*)loop)[i] = 0;
+  TG_EACH(i, 0, (int32_t)(sizeof *loop / sizeof(int32_t)))((int32_t*)loop)[i] = 0;
   tg_meet();
 }
 

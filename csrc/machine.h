@@ -116,7 +116,9 @@ static inline int32_t close_room(const tg_program* program, const tg_policy* pol
 }
 
 /* Tokens of output that are left, which has a limit; not below 0, so that more can be subtracted. */
-static inline int32_t room_of(const tg_state* state) { return state->limit > state->length ? state->limit - state->length : 0; }
+static inline int32_t room_of(const tg_state* state) {
+  return state->limit > state->length ? state->limit - state->length : 0;
+}
 
 /* Tokens of thinking that are left; INT32_MAX: any number. The limit of the output counts as a budget (8). */
 static inline int32_t thinking_left(const tg_program* program, const tg_policy* policy, const tg_state* state) {

@@ -160,11 +160,11 @@ typedef struct tg_program {
   /* How prompts show turns. */
   const struct tg_program* turns; /* lift over boundaries that are text or headers (TG_HEADER: a boundary, TG_START: an
                                      assistant header), NULL where TG_BOUNDARY tokens are all there is */
-  int32_t num_name_nodes;         /* of the header's own text at the start of a turn: nodes of a walk over its tokens from 0 to
+  int32_t num_name_nodes;     /* of the header's own text at the start of a turn: nodes of a walk over its tokens from 0 to
                                      the last one, behind all of it; 0 without one */
-  const int32_t* name_offset;     /* [num_name_nodes + 1] */
-  const int32_t* name_token;      /* ascending for each node */
-  const int32_t* name_next;       /* where it leads */
+  const int32_t* name_offset; /* [num_name_nodes + 1] */
+  const int32_t* name_token;  /* ascending for each node */
+  const int32_t* name_next;   /* where it leads */
 } tg_program;
 
 /* A request's policy: this struct, and in the same block of memory the tokens of its sequences, messages spelled. The fields

@@ -1,10 +1,10 @@
 """Compile csrc/guard.cu for GPUs into src/thinkguard/device/images, with NVRTC, on a machine that needs no GPU.
 
-    python tools/compile_images.py [--out DIR] [--report]
+    python tools/compile_images.py [--out DIR] [--check]
 
 setup.py calls it. What is there and was made of the same source is left as it is; the same source gives the same bytes.
-`--report` prints registers, stack and spills of every kernel. Exit status 1: a kernel has a stack frame or spills, which
-would put a sequence's state into memory.
+It prints what every kernel takes. Exit status 1: one has a stack frame or spills, which would put a sequence's state into
+memory; or, with `--check`, a second compilation gave other bytes.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ import ctypes
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import sys
+import tempfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +120,11 @@ def build(out: Path = OUT, csrc: Path = ROOT / "csrc") -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)  # until all are written, there are none
     images = {}
-    for architecture in ARCHITECTURES:
-        image, log = nvrtc.compile(source, architecture)
-        (out / f"{architecture}.z").write_bytes(zlib.compress(image, 9))
-        images[architecture] = {"bytes": len(image), "kernels": kernels_of(log)}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        compiled = pool.map(partial(nvrtc.compile, source), ARCHITECTURES)
+        for architecture, (image, log) in zip(ARCHITECTURES, compiled, strict=True):
+            (out / f"{architecture}.z").write_bytes(zlib.compress(image, 9))
+            images[architecture] = {"bytes": len(image), "kernels": kernels_of(log)}
     made = {"source": key, "compiler": nvrtc.version, "images": images}
     file.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     return made
@@ -128,15 +133,22 @@ def build(out: Path = OUT, csrc: Path = ROOT / "csrc") -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--check", action="store_true", help="compile all of it again, and compare")
     options = parser.parse_args()
     made = build(options.out)
     bad = 0
+    print(f"{made['compiler']}, source {made['source'][:12]}")
     for architecture, image in made["images"].items():
         for name, takes in image["kernels"].items():
             bad += takes["stack_bytes"] > 0 or takes["spill_bytes"] > 0
-            if options.report:
-                print(f"{architecture:12}{name:18}" + ", ".join(f"{key} {value}" for key, value in takes.items()))
+            print(f"{architecture:12}{name:18}" + ", ".join(f"{key} {value}" for key, value in takes.items()))
+    if options.check:
+        with tempfile.TemporaryDirectory() as folder:
+            again = Path(folder)
+            build(again)
+            differ = [path.name for path in options.out.iterdir() if path.read_bytes() != (again / path.name).read_bytes()]
+        print(f"compiled again: {'other bytes in ' + ', '.join(differ) if differ else 'the same bytes'}")
+        bad += len(differ)
     return int(bad > 0)
 
 

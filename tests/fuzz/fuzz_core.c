@@ -316,16 +316,22 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   int32_t tokens[MAX_STEPS], num_turn = take(&in, 8), num = 0, raw = take(&in, 4) == 0;
   int32_t limit = take(&in, 2) ? take(&in, 80) : TG_NO_LIMIT, found;
   for (int32_t i = 0; i < num_turn; i++) tokens[num++] = take(&in, w.vocab.num_tokens + 3) - 1;
-  int64_t start = tg_turn_start(&w.program, tokens, num, &found);
-  CHECK(start >= 0 && start <= num);
-  start = tg_turn_start_by_text(&w.program, tokens, num, 0, &found);
-  CHECK(start >= 0 && start <= num);
-  int32_t skipped = take(&in, num + 1), raw_end = -1; /* the same from the prompt's end, or not known */
-  int64_t from_end = tg_turn_start_by_text(&w.program, tokens + skipped, num - skipped, MAX_SYMBOLS, &raw_end);
-  CHECK(from_end == -1 ? raw_end == -1 : from_end + skipped == start && raw_end == found);
+  tg_ids turn = {tokens, 1, sizeof tokens[0]};
+  int32_t skipped = take(&in, num + 1);
+  tg_ids behind = {tokens + skipped, 1, sizeof tokens[0]};
+  tg_program by_text = w.program;
+  by_text.turns = &w.program;
+  for (int i = 0; i < 2; i++) { /* by tokens, and by the markers as headers */
+    const tg_program* program = i ? &by_text : &w.program;
+    int64_t start = tg_turn_start(program, &turn, num, 0, &found);
+    CHECK(start >= 0 && start <= num);
+    int32_t raw_end = -1; /* the same from the prompt's end, or not known */
+    int64_t from_end = tg_turn_start(program, &behind, num - skipped, MAX_SYMBOLS, &raw_end);
+    CHECK(from_end == -1 ? raw_end == -1 : from_end + skipped == start && raw_end == found);
+  }
   tg_state state, saved;
   tg_loop loop = {0}, *side = w.policy.loop_tokens ? &loop : NULL;
-  tg_start(&w.program, &w.policy, tokens, num, raw, limit, &state, side);
+  tg_start(&w.program, &w.policy, &turn, num, raw, limit, &state, side);
   int is_old = take(&in, 4) == 0;
   if (is_old) grow_old(&in, &state, side);
   tg_state begun = state;
@@ -337,13 +343,14 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     check_state(&w, &state);
   }
   saved = state;
-  if (!is_old) tg_start(&w.program, &w.policy, tokens, num_turn, raw, limit, &state, side);
+  if (!is_old) tg_start(&w.program, &w.policy, &turn, num_turn, raw, limit, &state, side);
   if (!is_old) CHECK(!memcmp(&begun, &state, sizeof state));
   state = begun;
   loop = begun_loop;
   int64_t output[2 * MAX_STEPS]; /* every other one, as a column of a host's ids */
   for (int32_t i = num_turn; i < num; i++) output[2 * (i - num_turn)] = tokens[i];
-  tg_scan(&w.program, &w.policy, &state, side, output, num - num_turn, 2);
+  tg_ids column = {output, 2, sizeof output[0]};
+  tg_scan(&w.program, &w.policy, &state, side, &column, num - num_turn);
   CHECK(!memcmp(&saved, &state, sizeof state));
   tg_lift_free(lift);
   return 0;
