@@ -24,6 +24,9 @@ typedef struct {
   tg_action* actions;
 } rows_of;
 
+/* Fewer tokens are taken one by one. */
+#define SHORT (TG_LANES < 16 ? TG_LANES : 16)
+
 /* Bring a sequence from where it stood to its last row. `slot` is what is known of it, folded = -1: it begins at its prompt;
  * where it stands behind the committed tokens is written into `kept`. */
 static void walk(const tg_program* program, const tg_policy* policy, tg_slot slot, tg_slot* kept, tg_loop* loop,
@@ -36,6 +39,8 @@ static void walk(const tg_program* program, const tg_policy* policy, tg_slot slo
     at = tg_turn_start(program, tokens, slot.prompt, 0, &raw);
     tg_begin_prompt(program, policy, slot.state.limit, &slot.state, loop);
   }
+  TG_SHARED int32_t window[TG_LANES]; /* tokens base .. end_of_window, read at once: they may lie in the host's memory */
+  int64_t base = 0, end_of_window = 0;
   int32_t index = 0; /* of the row that is decided next */
   for (;;) {
     if (in_prompt && at >= slot.prompt) {
@@ -44,11 +49,18 @@ static void walk(const tg_program* program, const tg_policy* policy, tg_slot slo
       in_prompt = 0;
     } else if (at < total + index) {
       int64_t end = in_prompt ? slot.prompt : total;
-      int32_t taken = 0;
-      if (TG_LANES > 1 && end - at >= 16)
-        taken = tg_take_run(program, policy, &slot.state, tokens, at, end, !in_prompt, &silent);
+      if (at < end && (at >= end_of_window || (end_of_window < end && end_of_window - at < SHORT))) {
+        base = at;
+        end_of_window = at + TG_LANES < end ? at + TG_LANES : end;
+        tg_meet(); /* all are done with the last one */
+        if (at + TG_LANE < end_of_window) window[TG_LANE] = tg_id(tokens, at + TG_LANE);
+        tg_meet();
+      }
+      int32_t num_next = at < end ? (int32_t)(end_of_window - at) : 0, taken = 0; /* none: a draft is next */
+      if (TG_LANES > 1 && num_next >= SHORT)
+        taken = tg_take_run(program, policy, &slot.state, window + (at - base), num_next, !in_prompt, &silent);
       if (!taken) {
-        int32_t token = at < total ? tg_id(tokens, at) : tg_id(rows->inputs, rows->first + index);
+        int32_t token = num_next ? window[at - base] : tg_id(rows->inputs, rows->first + index);
         tg_take(program, policy, &slot.state, loop, token, !in_prompt, &silent);
         taken = 1;
       }

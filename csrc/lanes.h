@@ -4,7 +4,8 @@
  * they share out only the loops marked by TG_EACH, and what one of them alone finds out becomes known to all by tg_any,
  * tg_first, tg_count and tg_largest, which all of them have to reach. On the host there is one lane, and all of this is
  * nothing. Rules of sharing: before a lane reads what another one wrote, all meet (tg_meet); what all would write alike,
- * lane 0 writes (TG_ALONE); between two loops that may write the same place all meet.
+ * lane 0 writes (TG_ALONE); between two loops that may write the same place all meet. A TG_SHARED variable of a function is one
+ * for all lanes.
  *
  * tests/lanes runs the same source with TG_EMULATED lanes on the host.
  */
@@ -17,6 +18,7 @@
 
 #define TG_LANES 128
 #define TG_LANE ((int32_t)threadIdx.x)
+#define TG_SHARED __shared__
 
 static inline void tg_meet(void) { __syncthreads(); }
 
@@ -54,6 +56,7 @@ static inline float tg_largest(float here) {
 
 #define TG_LANES TG_EMULATED
 #define TG_LANE tg_lane()
+#define TG_SHARED static
 int32_t tg_lane(void);
 void tg_meet(void);
 int tg_any(int here);
@@ -65,6 +68,7 @@ float tg_largest(float here);
 
 #define TG_LANES 1
 #define TG_LANE 0
+#define TG_SHARED
 static inline void tg_meet(void) {}
 static inline int tg_any(int here) { return here; }
 static inline int32_t tg_count(int here) { return here != 0; }

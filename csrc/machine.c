@@ -357,16 +357,16 @@ void tg_advance(const tg_program* program, const tg_policy* policy, tg_state* st
 }
 
 /* A run of plain tokens, which have text, lead from the root to the root and are no EOS, does nothing but count: as many of
- * ids[at .. end) as all lanes see at once are taken together. The last four of a run are left, since the text's tail comes of
- * them, and thinking is taken only as far as no limit comes into sight. Returns how many were taken; `silent` as above. */
-int32_t tg_take_run(const tg_program* program, const tg_policy* policy, tg_state* state, const tg_ids* ids, int64_t at,
-                    int64_t end, int sampled, int32_t* silent) {
+ * tokens[num_tokens] as all lanes see at once are taken together. The last four of a run are left, since the text's tail comes
+ * of them, and thinking is taken only as far as no limit comes into sight. Returns how many were taken; `silent` as above. */
+int32_t tg_take_run(const tg_program* program, const tg_policy* policy, tg_state* state, const int32_t* tokens,
+                    int32_t num_tokens, int sampled, int32_t* silent) {
   int thinks = state->phase == TG_THINKING, answers = state->phase == TG_ANSWERING;
   if (!(thinks || answers) || state->node || state->seq || state->flags & TG_STATE_INERT) return 0;
   if (thinks && (state->space >= 0 || policy->loop_tokens || policy->opening == TG_OPEN_FORBID ||
                  (state->thinking < policy->min_thinking_tokens && state->extensions < policy->max_extensions)))
     return 0;
-  int32_t token = at + TG_LANE < end ? tg_id(ids, at + TG_LANE) : -1;
+  int32_t token = TG_LANE < num_tokens ? tokens[TG_LANE] : -1;
   uint32_t info = tg_info(program, token);
   int plain = token >= 0 && info & TG_TEXT && !program->step[token] && !(sampled && tg_is_eos(policy, token));
   int32_t run = tg_first(!plain) - 4;
@@ -377,7 +377,7 @@ int32_t tg_take_run(const tg_program* program, const tg_policy* policy, tg_state
   }
   if (run <= 0) return 0;
   int32_t shown = tg_count(TG_LANE < run && info & TG_VISIBLE), behind = run - 1 - TG_LANE;
-  int32_t blank = tg_first(behind >= 0 && tg_info(program, tg_id(ids, at + behind)) & TG_VISIBLE); /* behind the last one */
+  int32_t blank = tg_first(behind >= 0 && tg_info(program, tokens[behind]) & TG_VISIBLE); /* behind the last one */
   state->flags &= ~(TG_STATE_LOOP | TG_STATE_VIOLATION | TG_STATE_FORCED);
   if (sampled) count_many(&state->length, run);
   if (shown) *silent = 0;

@@ -85,8 +85,8 @@ void tg_begin_prompt(const tg_program* program, const tg_policy* policy, int32_t
 void tg_end_prompt(const tg_program* program, const tg_policy* policy, int32_t raw, int32_t silent, tg_state* state);
 void tg_take(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop, int32_t token, int sampled,
              int32_t* silent);
-int32_t tg_take_run(const tg_program* program, const tg_policy* policy, tg_state* state, const tg_ids* ids, int64_t at,
-                    int64_t end, int sampled, int32_t* silent);
+int32_t tg_take_run(const tg_program* program, const tg_policy* policy, tg_state* state, const int32_t* tokens,
+                    int32_t num_tokens, int sampled, int32_t* silent);
 
 /* --- sequences --- */
 
