@@ -16,7 +16,8 @@
 
 #if defined(__CUDA_ARCH__)
 
-#define TG_LANES 128
+#define TG_MOST_LANES 128
+#define TG_LANES TG_MOST_LANES
 #define TG_LANE ((int32_t)threadIdx.x)
 #define TG_SHARED __shared__
 
@@ -54,6 +55,7 @@ static inline float tg_largest(float here) {
 
 #elif defined(TG_EMULATED)
 
+#define TG_MOST_LANES 128
 #define TG_LANES TG_EMULATED
 #define TG_LANE tg_lane()
 #define TG_SHARED static
@@ -66,6 +68,7 @@ float tg_largest(float here);
 
 #else
 
+#define TG_MOST_LANES 1
 #define TG_LANES 1
 #define TG_LANE 0
 #define TG_SHARED
