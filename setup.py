@@ -53,6 +53,8 @@ class BuildWithImages(build_ext):
 
     def run(self) -> None:
         super().run()
+        if DEBUG:  # is built again and again, and never ships
+            return
         place = Path(__file__).with_name("tools") / "compile_images.py"
         spec = importlib.util.spec_from_file_location("compile_images", place)
         tool = importlib.util.module_from_spec(spec)

@@ -39,11 +39,11 @@ static void walk(const tg_program* program, const tg_policy* policy, tg_slot slo
     at = tg_turn_start(program, tokens, slot.prompt, 0, &raw);
     tg_begin_prompt(program, policy, slot.state.limit, &slot.state, loop);
   }
-  TG_SHARED int32_t
-      window[TG_MOST_LANES]; /* tokens base .. end_of_window; read at once, for they may be the host's memory */
+  TG_SHARED int32_t window[TG_MOST_LANES]; /* tokens base .. end_of_window, read at once: reading may be slow */
   int64_t base = 0, end_of_window = 0;
   TG_ALONE window[0] = -1; /* compilers do not see that it is written before it is read */
-  int32_t index = 0;       /* of the row that is decided next */
+
+  int32_t index = 0; /* of the row that is decided next */
   for (;;) {
     if (in_prompt && at >= slot.prompt) {
       tg_end_prompt(program, policy, raw, silent, &slot.state);

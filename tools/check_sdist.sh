@@ -22,6 +22,9 @@ vocabulary = thinkguard.Vocabulary.from_parts([bytes([b]) for b in range(256)], 
 row = thinkguard.ThinkProgram("think", vocabulary).start([], thinkguard.ThinkPolicy(max_thinking_tokens=3))
 assert row.decide().token == ord("<")
 import thinkguard.core._slots
+from thinkguard.device import images  # the kernels for GPUs came along
+
+assert images.load(9, 0)[:4] == b"\x7fELF" and b".target sm_75" in images.load(13, 0)
 print(f"sdist: builds, installs and runs alone; import thinkguard took {took * 1000:.0f} ms")
 PY
 "$work/venv/bin/thinkguard" formats think
