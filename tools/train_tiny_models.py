@@ -8,6 +8,7 @@ A seed, a version of torch and a number of threads give the same weights again.
 """
 
 import argparse
+import json
 import random
 import sys
 import time
@@ -178,6 +179,12 @@ def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     )
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    config = folder / "tokenizer_config.json"  # under the class's name that transformers 4 has too
+    fields = json.loads(config.read_text(encoding="utf-8")) | {
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]
+    }  # fmt: skip
+    fields.pop("backend", None)
+    config.write_text(json.dumps(dict(sorted(fields.items())), indent=2) + "\n", encoding="utf-8")
     (folder / "model.safetensors").chmod(0o644)  # safetensors makes it private
 
 
