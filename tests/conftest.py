@@ -18,7 +18,7 @@ from filelock import FileLock
 
 HERE = Path(__file__).resolve().parent
 
-# Before any of them is imported. Triton's kernels are interpreted: there is no GPU to run them on.
+# Before any of them is imported. The Triton kernels of vLLM's V2 runner are interpreted: there is no GPU to run them on.
 os.environ.update(
     TRITON_INTERPRET="1", HF_HUB_OFFLINE="1", VLLM_CPU_KVCACHE_SPACE="1", VLLM_ENABLE_V1_MULTIPROCESSING="0",
     VLLM_LOGGING_LEVEL="WARNING", VLLM_NO_USAGE_STATS="1", VLLM_CPU_OMP_THREADS_BIND="nobind", OMP_NUM_THREADS="1",
@@ -59,6 +59,12 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = config.getoption("--corpus")
     if folder is not None and not (folder / "templates" / "audit.json").is_file():
         raise pytest.UsageError(f"--corpus {folder}: no templates/audit.json in it; leave the option out to run without")
+
+
+def pytest_pycollect_makemodule(module_path: Path) -> None:
+    """Before any of the files that import vLLM does: vLLM looks for a Triton driver then, and only then."""
+    if module_path.stem.startswith("test_vllm") and importlib.util.find_spec("triton"):
+        import interpreted  # noqa: F401
 
 
 def _without_corpus(config: pytest.Config, items: list[pytest.Item]) -> None:

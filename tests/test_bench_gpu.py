@@ -1,4 +1,7 @@
-"""The benchmarks of benches/gpu, small and under Triton's interpreter: a GPU is seldom at hand to find out there."""
+"""The benchmarks of benches/gpu, small and on a CPU: a GPU is seldom at hand to find out there.
+
+The guard's kernels run as lanes behind a stand-in for the driver or in place, vLLM's own under Triton's interpreter.
+"""
 
 import json
 import os
@@ -7,13 +10,16 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
-import interpreted  # noqa: F401
+import interpreted  # noqa: F401  before vllm
 import pytest
+from standin import standin
 
-torch = pytest.importorskip("torch", reason="the device kernel needs torch")
+torch = pytest.importorskip("torch", reason="the kernels edit torch's tensors")
 
-from benches.gpu import common, scenes, test_gpu_agreement, test_gpu_kernel, test_gpu_sync  # noqa: E402
+from benches.gpu import common, conftest, scenes, test_gpu_agreement, test_gpu_kernel, test_gpu_sync  # noqa: E402
+from thinkguard.device.launch import HostKernels  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 400
@@ -63,17 +69,31 @@ def device(monkeypatch):
 
 
 def tables_of(kind):
-    return common.DeviceProgram(common.program(kind, WIDTH), "cpu")
+    return common.tables_on("cpu", kind, WIDTH)
+
+
+@pytest.fixture(params=["in place", "lanes"])
+def kernels(request, monkeypatch):
+    """What runs on the CPU in the place of a GPU."""
+    found = HostKernels() if request.param == "in place" else standin().kernels()
+    monkeypatch.setattr(common, "kernels_on", lambda device: found)
+    return found
+
+
+def test_the_start_is_timed_anew_each_time():
+    benchmark = Benchmark()
+    test_gpu_agreement.test_start(benchmark, SIZES)
+    assert "sm_90" in benchmark.extra_info["images"]
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("tokens", torch.float32), ("channels", torch.bfloat16)])
-def test_slots_agree_with_c(kind, dtype):
+def test_slots_agree_with_c(kind, dtype, kernels):
     found = test_gpu_agreement.walk_slots(kind, dtype, **WALK, num_slots=2, capacity=96)
     assert found["mismatches"] == 0
     assert found["rows"] > 4
 
 
-def test_whole_sequences_agree_with_c(monkeypatch):
+def test_whole_sequences_agree_with_c(monkeypatch, kernels):
     monkeypatch.setattr(test_gpu_agreement, "POLICIES", test_gpu_agreement.POLICIES[2:4])
     assert test_gpu_agreement.walk_sequences("text", torch.float32, **WALK, num_rows=2)["rows"] == 2 * 2 * 3
 
@@ -81,7 +101,7 @@ def test_whole_sequences_agree_with_c(monkeypatch):
 def test_a_logit_that_differs_is_a_failure(monkeypatch):
     def wrong(rows, logits):
         common.edit_in_c(rows, logits)
-        logits[0, 7] += 1
+        logits[0, 7] *= 1 + 2**-23  # its last bit
 
     monkeypatch.setattr(test_gpu_agreement, "edit_in_c", wrong)
     with pytest.raises(AssertionError, match="token 7: logit"):
@@ -98,8 +118,8 @@ def test_kernels_are_timed_in_turn(scene, beside):
     found = benchmark.extra_info
     assert set(found["pairs"]) == {scenes.GUARD, test_gpu_kernel.NOTHING, beside}
     assert len(found["pairs"][scenes.GUARD]) == SIZES.rounds
-    assert min(found["pairs"][scenes.GUARD]) > 1e-5 > min(found["pairs"][test_gpu_kernel.NOTHING]) > 0
-    assert ("ratio" in found) == (beside == scenes.RIVAL)
+    assert min(found["pairs"][scenes.GUARD]) > min(found["pairs"][test_gpu_kernel.NOTHING]) > 0
+    assert ({"ratio", "asked"} <= set(found)) == (beside == scenes.RIVAL)
     assert (found["scene"], found["action"], found["rows"]) == (scene, "edit", 4 if "drafts" in scene else 1)
 
 
@@ -121,15 +141,34 @@ def test_a_device_that_wakes_too_soon_sleeps_longer(monkeypatch, device):
 
 
 def test_a_call_is_one_launch(monkeypatch):
-    launches = {"guard": 1.0}
+    launches = {"guard_slots": 1.0}
     monkeypatch.setattr(test_gpu_sync, "launched", lambda action: (launches, 1e-6))
-    for run in (test_gpu_sync.test_launches, test_gpu_sync.test_host_time):
-        benchmark = Benchmark()
-        run(None, benchmark, tables_of, SIZES, "all forced", scenes.GUARD)
-        assert benchmark.extra_info.get("launches", launches) == launches
-    launches["copy"] = 1.0
-    with pytest.raises(AssertionError, match="copy"):
-        test_gpu_sync.test_launches(None, Benchmark(), tables_of, SIZES, "all forced", scenes.GUARD)
+    benchmark = Benchmark()
+    test_gpu_sync.test_launches(None, benchmark, tables_of, SIZES, "all forced", scenes.GUARD)
+    assert benchmark.extra_info["launches"] == launches
+    for wrong in ({"copy": 1.0}, {"guard_slots": 2.0}):
+        launches = {"guard_slots": 1.0} | wrong
+        with pytest.raises(AssertionError, match="guard_slots"):
+            test_gpu_sync.test_launches(None, Benchmark(), tables_of, SIZES, "all forced", scenes.GUARD)
+
+
+@pytest.mark.parametrize("name", [scenes.GUARD, test_gpu_sync.LAUNCH])
+def test_the_time_of_a_call_and_of_its_launch(monkeypatch, name, kernels):
+    monkeypatch.setattr(test_gpu_sync, "rounds_of", lambda call: 3)
+    calls = []
+    apply = common.DeviceSlots.apply
+    monkeypatch.setattr(common.DeviceSlots, "apply", lambda slots, *step: calls.append(1) or apply(slots, *step))
+    benchmark = Benchmark()
+    test_gpu_sync.test_host_time(None, benchmark, tables_of, SIZES, "thinking", name)
+    assert benchmark.extra_info == {"scene": "thinking", "alternative": name}
+    assert len(calls) == 2 + 3 * (name == scenes.GUARD), "two checks; the launch alone goes around it"
+
+
+@pytest.mark.parametrize("scene", ["thinking", "answering, nothing to edit"])
+def test_what_a_step_takes_without_kernels(scene):
+    benchmark = Benchmark()
+    test_gpu_sync.test_host_path(None, benchmark, tables_of, SIZES, scene)
+    assert benchmark.extra_info == {"scene": scene, "rows": 1, "width": WIDTH}
 
 
 @pytest.mark.parametrize("host", ["vLLM V2", "generate()"])
@@ -164,6 +203,18 @@ def test_generate_guarded_and_not(tmp_path):
         throughput.check_closed(load, setting, setting.start_ids, setting.encode(" the") * 8)
 
 
+def test_what_has_no_time_left_is_left_out(monkeypatch):
+    left = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(conftest, "leave_out", lambda request, why: left.append(why))
+    cases = ("test_kernel", 400, 0), ("test_kernel", 415, 1), ("test_vllm[0.6]", 200, 1), ("test_vllm[0.6]", 300, 2)
+    for name, begun, num in cases:
+        monkeypatch.setattr(conftest, "BEGUN", time.monotonic() - begun)
+        conftest.pytest_runtest_setup(SimpleNamespace(name=name, _request=None))
+        assert len(left) == num, name
+    assert "420 seconds" in left[0]
+
+
 WITHOUT = "import pytest, sys; status = pytest.main(sys.argv[1:]); assert 'vllm' not in sys.modules; sys.exit(status)"
 
 
@@ -171,15 +222,17 @@ def test_without_a_gpu_all_is_left_out(tmp_path):
     pytest.importorskip("pytest_benchmark", reason="the benchmarks are pytest-benchmark's")
     file = tmp_path / "found.json"
     command = [sys.executable, "-c", WITHOUT, str(ROOT / "benches" / "gpu"), f"--benchmark-json={file}"]
-    unseen = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}  # it warns of those
+    unseen = kept | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=unseen, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "warning" not in (done.stdout + done.stderr).lower()
     found = json.loads(file.read_text(encoding="utf-8"))
     assert found["machine_info"]["torch"] == torch.__version__
     assert found["benchmarks"] == []
+    assert set(conftest.WANTED) <= {one["name"] for one in found["left_out"]}
     assert {one["name"].split("[")[0] for one in found["left_out"]} == {
-        "test_slots_agree", "test_whole_sequences_agree", "test_kernel", "test_launches", "test_host_time",
-        "test_nothing_waits", "test_generate", "test_vllm",
+        "test_start", "test_slots_agree", "test_whole_sequences_agree", "test_kernel", "test_launches", "test_host_time",
+        "test_host_path", "test_nothing_waits", "test_generate", "test_vllm",
     }  # fmt: skip
     assert {(one["group"], one["cannot"]) for one in found["left_out"]} == {("gpu", "no GPU")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import interpreted  # noqa: F401
 import numpy as np
 import pytest
 from model import Model
@@ -19,6 +18,7 @@ from thinkguard import (  # noqa: E402
     UnsupportedError,
     Vocabulary,
 )
+from thinkguard.device import kernels as device_kernels  # noqa: E402
 from thinkguard.hf import ThinkLogitsProcessor  # noqa: E402
 from thinkguard.hf import scores as hf_scores  # noqa: E402
 from thinkguard.hf.attached import AttachedProcessor  # noqa: E402
@@ -122,10 +122,10 @@ def assert_structured(vocabulary, output, prompt_length, opened=False, eos=True)
     assert answer.strip(), text
 
 
-@pytest.fixture(params=["host", "kernel"])
+@pytest.fixture(params=["host", "kernels"])
 def place(request, monkeypatch):
-    """Where the rows are kept: on the host, or where scores and ids are, by the kernel, as on a GPU."""
-    if request.param == "kernel":
+    """Where the rows are kept: on the host, or where scores and ids are, by the kernels, as on a GPU."""
+    if request.param == "kernels":
         monkeypatch.setattr(hf_scores, "_ON_CPU", True)
     return request.param
 
@@ -144,8 +144,8 @@ MODES = {
 @pytest.mark.parametrize("attached", [False, True], ids=["alone", "attached"])
 @pytest.mark.parametrize(
     ("place", "vocabulary"),
-    [("host", TEXT), ("host", TOKENS), ("kernel", TEXT)],
-    ids=["text", "tokens", "kernel"],
+    [("host", TEXT), ("host", TOKENS), ("kernels", TEXT), ("kernels", TOKENS)],
+    ids=["text", "tokens", "text by kernels", "tokens by kernels"],
     indirect=["place"],
 )
 @pytest.mark.parametrize("mode", MODES)
@@ -160,6 +160,7 @@ def test_every_mode_equals_a_recomputation(mode, vocabulary, attached, place, mo
     else:
         out = model.generate(ids, max_new_tokens=40, logits_processor=[guard], **MODES[mode])
     assert checked.steps >= 10
+    assert bool(guard.binding.device_tables) == (place == "kernels")
     for row in out.tolist():
         assert_structured(vocabulary, row, ids.shape[1])
         trace = guard.explain(ids[0].tolist(), row[ids.shape[1] :], max_tokens=40 if attached else None)
@@ -168,7 +169,7 @@ def test_every_mode_equals_a_recomputation(mode, vocabulary, attached, place, mo
 
 
 @pytest.mark.parametrize("attached", [False, True], ids=["alone", "attached"])
-@pytest.mark.parametrize(("place", "narrower"), [("host", 0), ("host", 3), ("kernel", 3)], indirect=["place"])
+@pytest.mark.parametrize("narrower", [0, 3])
 def test_assisted_decoding_with_a_draft_model(narrower, attached, place, monkeypatch):
     """One instance serves draft and target, on prefixes that are later dropped; the draft's vocabulary may be narrower."""
     model, ids = make_model(TEXT, TEXT.num_tokens + 3), prompt(TEXT)
@@ -251,7 +252,7 @@ def test_one_processor_over_many_calls(place):
     )
 
 
-def test_an_attached_guard_knows_the_limit_and_reserves_the_answer():
+def test_an_attached_guard_knows_the_limit_and_reserves_the_answer(place):
     model, ids = make_model(TEXT), prompt(TEXT)
     guard = ThinkLogitsProcessor(TEXT, format=FORMAT, reserve_answer_tokens=6)
     with guard.attach(model):
@@ -262,7 +263,7 @@ def test_an_attached_guard_knows_the_limit_and_reserves_the_answer():
         model.generate(ids, max_new_tokens=9, do_sample=False)
 
 
-def test_raw_logits_of_the_host_stay_raw():
+def test_raw_logits_of_the_host_stay_raw(place):
     """`output_logits=True` shares the tensor that is handed to the processors."""
     model, ids = make_model(TEXT), prompt(TEXT)
     guard = ThinkLogitsProcessor(TEXT, format=FORMAT, max_thinking_tokens=4, max_answer_tokens=4)
@@ -290,6 +291,28 @@ def test_continuous_batching():
     for ids in inputs:
         assert_structured(TEXT, [*ids, *outputs[tuple(ids)]], len(ids))
         assert guard.explain(ids, outputs[tuple(ids)], max_tokens=40).well_formed
+
+
+def test_where_the_kernels_do_not_run_the_host_edits(monkeypatch):
+    """On a GPU of another maker, or behind a driver that refuses them."""
+    monkeypatch.setattr(hf_scores, "_ON_CPU", True)
+    monkeypatch.setattr(device_kernels, "kernels_of", lambda device: None)
+    model, ids = make_model(TEXT), prompt(TEXT)
+    guard = ThinkLogitsProcessor(TEXT, format=FORMAT, max_thinking_tokens=6, max_answer_tokens=5)
+    alone = model.generate(ids, max_new_tokens=30, do_sample=False, logits_processor=[guard])
+    with guard.attach(model):
+        attached = model.generate(ids, max_new_tokens=30, do_sample=False)
+    assert alone.tolist() == attached.tolist()
+    assert_structured(TEXT, alone[0].tolist(), ids.shape[1])
+    assert not guard.binding.device_tables
+
+
+def test_scores_of_a_type_that_the_core_does_not_know_are_refused(place):
+    guard, ids = ThinkLogitsProcessor(TEXT, format=FORMAT), prompt(TEXT)
+    own = AttachedProcessor(guard.binding, make_model(TEXT).generation_config, ids.shape[1])
+    for processor in (guard, own):
+        with pytest.raises(InputError, match=r"scores are torch.float64 .* wanted float32, float16 or bfloat16"):
+            processor(ids, torch.zeros(1, TEXT.num_tokens, dtype=torch.float64))
 
 
 def test_bad_input_is_refused_by_name():
@@ -383,7 +406,7 @@ def test_a_second_guard_on_one_model_is_refused_and_the_first_stays():
     assert not {"_get_logits_processor", "init_continuous_batching"} & set(vars(model))
 
 
-def test_a_draft_model_may_be_attached_too():
+def test_a_draft_model_may_be_attached_too(place):
     """Its calls begin in the middle of the target's output and have a few tokens to go."""
     model, draft, ids = make_model(TEXT), make_model(TEXT, seed=3), prompt(TEXT)
     draft.generation_config.num_assistant_tokens = 3
@@ -423,6 +446,32 @@ def test_calls_in_threads_and_in_turn_do_not_disturb_each_other():
         History._walk = walk
 
 
+def test_threads_have_rows_of_their_own_where_the_kernels_keep_them(place):
+    """Two calls at once, each with the steps of its own batch, and one processor; the tables are shared."""
+    import threading
+
+    guard = ThinkLogitsProcessor(TEXT, format=FORMAT, max_thinking_tokens=3)
+    heads = [torch.cat([prompt(TEXT, f"{name}{i}", opened=True) for i in range(8)]) for name in "abc"]
+    found = {}
+
+    def steps(processor, number, ids):
+        for step in range(6):
+            scores = processor(ids, torch.zeros(8, TEXT.num_tokens))
+            found[number, step] = scores
+            ids = torch.cat([ids, scores.argmax(1, keepdim=True)], 1)
+
+    threads = [threading.Thread(target=steps, args=(guard, number, ids)) for number, ids in enumerate(heads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    together = dict(found)
+    for number, ids in enumerate(heads):
+        steps(ThinkLogitsProcessor(guard.program, policy=guard.policy), number, ids)
+    assert len(together) == 18
+    assert all(torch.equal(together[key], found[key]) for key in found)
+
+
 def test_ids_on_another_device_are_never_read_by_address():
     """A draft model may live elsewhere, and go on where the target's last call stopped."""
     model, ids = make_model(TEXT), prompt(TEXT)
@@ -435,7 +484,7 @@ def test_ids_on_another_device_are_never_read_by_address():
     assert torch.equal(narrow, guard(longer, scores))
 
 
-def test_scores_that_prompt_lookup_shares_stay():
+def test_scores_that_prompt_lookup_shares_stay(place):
     guard = ThinkLogitsProcessor(TEXT, format=FORMAT)
     config = transformers.GenerationConfig(prompt_lookup_num_tokens=3)
     ids, scores = prompt(TEXT), torch.ones(1, TEXT.num_tokens)

@@ -59,6 +59,15 @@ def test_file_names_are_unique_within_a_wing() -> None:
         assert len(names) == len(set(names)), wing
 
 
+def test_no_file_needs_triton() -> None:
+    """The kernels are the C of csrc/, compiled when the package is built."""
+    for name, path in MODULES.items():
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        froms = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+        plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        assert not {other for other in froms | plain if other.partition(".")[0] == "triton"}, name
+
+
 def test_import_is_light() -> None:
     hosts = {"torch", "transformers", "triton", "vllm", "jinja2", "tokenizers"}
     code = f"import sys; from thinkguard import *; print(sorted({hosts} & set(sys.modules)))"

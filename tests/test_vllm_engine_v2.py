@@ -1,4 +1,7 @@
-"""vLLM's V2 runner, its kernels and ours interpreted: the promise, drafts, launches, and the same tokens as V1 and HF."""
+"""vLLM's V2 runner, its own kernels interpreted: the promise, drafts, launches, and the same tokens as V1 and HF.
+
+Ours is there in both of its ways: slots walked in place, and by the host, as on a device on which the kernels do not run.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import random
 import engines
 import pytest
 import torch
-import triton.runtime.interpreter as interpreter
 from hostile import (
     PROCESSORS,
     Witness,
@@ -24,7 +26,9 @@ from promise import Bench, Job, Reading, Taste, draw_policy
 from test_promise import ANSWERING, bench_of, prompt_ids, tails, verify
 
 from thinkguard import ThinkPolicy
+from thinkguard.device.launch import HostKernels
 from thinkguard.hf import ThinkLogitsProcessor
+from thinkguard.vllm import v2
 
 TEXT = "the cat and dog said that this will not be there when they were here with some other work for all people <think>\n\
 so let us see, wait. </think>\n\nThe answer is one. first then second number from what have about which would make like\n"
@@ -127,21 +131,37 @@ def references(tiny):
     return found
 
 
-ENGINES = [("added", "plain"), ("text", "draft"), ("text", "ngram")]
+IN_PLACE, BY_HOST = "in place", "by the host"
+HOSTILE = [
+    ("added", "plain", IN_PLACE), ("text", "draft", IN_PLACE), ("text", "plain", BY_HOST), ("added", "draft", BY_HOST),
+]  # fmt: skip
+ENGINES = [*HOSTILE, ("text", "ngram", IN_PLACE)]  # last: engines are shared by their place in the list
+LAUNCHES = []
+"""The kernels that were launched since this was cleared."""
 
 
 @pytest.fixture(scope="module", params=ENGINES, ids="-".join)
 def served(request, tiny, references):
-    """(engine, bench, references) of a tiny model, with drafts or without."""
-    spelling, drafts = request.param
+    """(engine, bench, references, way) of a tiny model, with drafts or without."""
+    spelling, drafts, way = request.param
     folder, bench = tiny[spelling]
     options = TIGHT | DRAFTS[drafts](folder)
-    with engines.engine(folder, v2=True, thinkguard={"format": "think"}, processors=PROCESSORS, **options) as llm:
-        yield llm, bench, references[spelling]
+    with pytest.MonkeyPatch.context() as patch:
+        bind = HostKernels.bind
+
+        def counting(kernels, name, step):
+            launch = bind(kernels, name, step)
+            return lambda num_blocks, stream: LAUNCHES.append(name) or launch(num_blocks, stream)
+
+        patch.setattr(HostKernels, "bind", counting)
+        if way == BY_HOST:
+            patch.setattr(v2, "kernels_of", lambda device: None)
+        with engines.engine(folder, v2=True, thinkguard={"format": "think"}, processors=PROCESSORS, **options) as llm:
+            yield llm, bench, references[spelling], way
 
 
 def test_the_same_tokens_as_v1_and_hugging_face(served):
-    llm, bench, (jobs, by_v1, by_hf) = served
+    llm, bench, (jobs, by_v1, by_hf), _ = served
     by_v2 = greedily(llm, bench, jobs)
     assert by_v1 == by_hf
     assert by_v2 == by_hf
@@ -168,9 +188,9 @@ def check(bench, outputs, what):
         assert not wrong, f"{wrong}\n{output.job}\n{bench.decode(output.ids)!r} {output.ids}"
 
 
-@pytest.mark.parametrize("served", ENGINES[:2], ids="-".join, indirect=True)  # n-grams' drafts reach us in the same buffer
+@pytest.mark.parametrize("served", HOSTILE, ids="-".join, indirect=True)  # n-grams' drafts reach us in the same buffer
 def test_the_promise(served):
-    llm, bench, _ = served
+    llm, bench, _, _ = served
     rng = random.Random(f"v2 {bench.name}")
     before = counted(llm).num_preemptions
     Witness.num_drafted = 0
@@ -186,27 +206,23 @@ def test_the_promise(served):
     assert (Witness.num_drafted > 0) == drafts
 
 
-def test_one_launch_a_step_and_none_without_a_guarded_request(served, monkeypatch):
-    llm, bench, _ = served
-    launches, run = [], interpreter.GridExecutor.__call__
-
-    def counting(executor, *args, **options):
-        launches.append(executor.fn.__module__)
-        return run(executor, *args, **options)
-
-    monkeypatch.setattr(interpreter.GridExecutor, "__call__", counting)
+def test_one_launch_a_step_and_none_without_a_guarded_request(served):
+    """By the host too a step is decided at once; what is edited then is edited at once."""
+    llm, bench, _, way = served
     prompt = {"prompt_token_ids": prompt_ids(bench, "the cat")}
     policies = (ThinkPolicy(max_thinking_tokens=3), None)
     for mixed, guarded in ((policies, True), ((None, None), False)):
-        launches.clear()
+        LAUNCHES.clear()
         Witness.steps.clear()
         llm.generate([prompt, prompt], [sampling(bench, policy, max_tokens=12) for policy in mixed], use_tqdm=False)
         assert any(Witness.steps) == guarded
-        assert sum(name.startswith("thinkguard.") for name in launches) == sum(Witness.steps)
+        assert LAUNCHES.count("guard_slots") == sum(Witness.steps)
+        assert (LAUNCHES.count("guard_edits") > 0) == (guarded and way == BY_HOST)
+        assert LAUNCHES.count("guard_edits") <= sum(Witness.steps)
 
 
 def test_a_real_vocabulary(tokenizer_dirs, tmp_path):
-    """One, and few tokens: a whole vocabulary takes the interpreter long. The others: V1, and the kernel against C."""
+    """One, and few tokens: a whole vocabulary takes the interpreter long. The others: V1, and the kernels against C."""
     name = "qwen2.5-instruct"
     bench = bench_of(name, tokenizer_dirs[name])
     folder = engines.checkpoint(tmp_path, tokenizer_dirs[name], bench.width, scale=4)

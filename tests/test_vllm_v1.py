@@ -23,12 +23,17 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessors, MoveD
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
 from thinkguard import ThinkPolicy, ThinkProgram, Vocabulary
+from thinkguard.device.edits import DeviceEdits
+from thinkguard.device.launch import HostKernels
+from thinkguard.device.tables import DeviceProgram
 from thinkguard.errors import ThinkGuardError
+from thinkguard.vllm import v1
 from thinkguard.vllm.engine_requests import Guard
 from thinkguard.vllm.v1 import V1Batch
 
 SCHEDULES = {"quick": 4, "default": 40, "thorough": 1000}[os.environ.get("THINKGUARD_TEST_PROFILE", "default")]
 CPU, OTHER = torch.device("cpu"), torch.device("mps")  # the other: any on which the CPU's code cannot reach the logits
+KERNELS = "kernels"  # in the place of a device: one on which they run, which here is the CPU
 ADDED = {"<eos>": 256, "<think>": 257, "</think>": 258, "<user>": 259}
 EOS, START, END, USER, A = 256, 257, 258, 259, ord("a")
 WIDTH = 260
@@ -40,7 +45,7 @@ UNI, SWAP = MoveDirectionality.UNIDIRECTIONAL, MoveDirectionality.SWAP
 
 
 class Requests:
-    """Stands for `vllm_requests.Requests`: a guard is what a request's parameters carry."""
+    """Stands for `engine_requests.Requests`: a guard is what a request's parameters carry."""
 
     def __init__(self, program=PROGRAM):
         self.program, self.said = program, []
@@ -64,9 +69,17 @@ def guarded(guards_raw=False, limit=2**20, **policy):
     return params(Guard(PROGRAM.bind(ThinkPolicy(**policy)), guards_raw), limit)
 
 
+def batch_on(device, requests):
+    """V1Batch whose logits lie on a device, or where the kernels edit them."""
+    batch = V1Batch(requests, OTHER if device == KERNELS else device)
+    if device == KERNELS:
+        batch._device = DeviceEdits(DeviceProgram(requests.program, CPU, HostKernels()))
+    return batch
+
+
 def rows_of(*requests, device=CPU):
     """V1Batch over (params, prompt, output) requests, one at each batch index."""
-    rows = V1Batch(Requests(), device)
+    rows = batch_on(device, Requests())
     rows.update_state(BatchUpdate(len(requests), [], [(i, *request) for i, request in enumerate(requests)], []))
     return rows
 
@@ -128,10 +141,10 @@ class Watched:
 class Runner:
     """The steps of V1's model runner that touch a batch: who is scheduled, what the lists hold, and what is sampled."""
 
-    def __init__(self, rng, program, asynchronous):
+    def __init__(self, rng, program, asynchronous, device):
         self.rng, self.program, self.asynchronous = rng, program, asynchronous
         self.requests = Requests(program)
-        self.rows = V1Batch(self.requests, CPU)
+        self.rows = batch_on(device, self.requests)
         self.rows.is_argmax_invariant = lambda: False
         self.batch = InputBatch(
             max_num_reqs=5, max_model_len=256, max_num_batched_tokens=256, device=CPU, block_sizes=[16],
@@ -206,13 +219,13 @@ class Runner:
         return self.rng.choice(possible) if possible and self.rng.random() < 0.95 else self.rng.randrange(len(row))
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize(("asynchronous", "device"), [(False, CPU), (True, CPU), (True, KERNELS)], ids=str)
 @pytest.mark.parametrize("seed", range(SCHEDULES))
-def test_every_step_of_vllms_batch_equals_the_specification(seed, asynchronous):
+def test_every_step_of_vllms_batch_equals_the_specification(seed, asynchronous, device):
     """Arrivals, ends, preemption, resumption, swaps, chunked prompts, discarded tokens; -1 filled in late or never there."""
     rng = random.Random(seed)
     program, _, _ = cases.case(rng)
-    runner = Runner(rng, program, asynchronous)
+    runner = Runner(rng, program, asynchronous, device)
     for _ in range(40):
         runner.step()
     assert not [reason for reason in runner.requests.said if "embeddings" not in reason]
@@ -392,18 +405,20 @@ def mixed(device):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("device", [OTHER, KERNELS], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("width", [WIDTH, WIDTH + 5])
-def test_a_device_gets_the_same_edits(dtype, width):
+def test_a_device_gets_the_same_edits(dtype, width, device):
+    """By the kernels, or, where they do not run and for logits whose type they do not know, by copies on the CPU."""
     values = torch.randn(9, width, generator=torch.Generator().manual_seed(0)).to(dtype)
     here, there = values.clone(), values.clone()
     mixed(CPU).apply(here)
-    mixed(OTHER).apply(there)
+    mixed(device).apply(there)
     assert torch.equal(here, there)
     assert (here != values).any(1).tolist() == [True, False, True, False, True, True, False, True, False]
     wide = torch.zeros(width, 18, dtype=dtype).T[::2]
     wide.copy_(values)
-    mixed(OTHER).apply(wide)
+    mixed(device).apply(wide)
     assert torch.equal(wide, here)
 
 
@@ -419,9 +434,33 @@ def test_a_device_is_asked_for_the_rows_that_need_an_edit_and_no_more():
     assert calls.names == []
 
 
-def test_many_requests_on_a_device():
+def test_where_the_kernels_do_not_run_the_host_edits_copies(monkeypatch):
+    """A GPU whose driver refuses them, or of another maker; a CPU is not asked."""
+    asked = []
+    monkeypatch.setattr(v1, "kernels_of", asked.append)
+    for device in (torch.device("cuda"), torch.device("xpu"), CPU):
+        rows = V1Batch(Requests(), device)
+        rows.update_state(BatchUpdate(1, [], [(0, guarded(max_thinking_tokens=0), OPENED, [])], []))
+        assert len(legal(rows)) == 1
+    assert asked == [torch.device("cuda"), torch.device("xpu")]
+
+
+def test_the_kernels_edit_what_is_forced_and_the_few_logits_of_the_rest_where_they_are():
+    """No row is copied, whatever its width."""
+    rows, logits = mixed(KERNELS), torch.zeros(9, WIDTH)
+    with Calls() as calls:
+        rows.apply(logits)
+    assert not {"index_select", "clone"} & set(calls.names)
+    assert torch.isfinite(logits).sum(1).tolist()[:2] == [1, WIDTH]
+    with Calls() as calls:
+        rows.apply(logits)
+    assert not {"index_copy_", "zeros"} & set(calls.names), "the policies are there"
+
+
+@pytest.mark.parametrize("device", [OTHER, KERNELS], ids=str)
+def test_many_requests_on_a_device(device):
     closing = guarded(max_thinking_tokens=0)
-    rows = rows_of(*((closing, OPENED, []) for _ in range(300)), device=OTHER)
+    rows = rows_of(*((closing, OPENED, []) for _ in range(300)), device=device)
     logits = edited(rows, 300)
     assert (torch.isfinite(logits).sum(1) == 1).all()
     rows.update_state(BatchUpdate(10, list(range(299, 9, -1)), [], []))

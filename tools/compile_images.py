@@ -116,9 +116,9 @@ def build(out: Path = OUT, csrc: Path = ROOT / "csrc") -> dict[str, Any]:
         kept = json.loads(file.read_text(encoding="utf-8"))
         if kept["source"] == key and all((out / f"{name}.z").exists() for name in ARCHITECTURES):
             return kept
+    file.unlink(missing_ok=True)  # other kernels than the source's are none, also where nothing can be compiled
     nvrtc = Nvrtc()
     out.mkdir(parents=True, exist_ok=True)
-    file.unlink(missing_ok=True)  # until all are written, there are none
     images = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = pool.map(partial(nvrtc.compile, source), ARCHITECTURES)

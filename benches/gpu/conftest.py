@@ -1,24 +1,33 @@
 """A GPU, without which all is left out, and the programs that several benchmarks share.
 
 `make bench-gpu` builds the extension where it is missing and runs `pytest benches/gpu -x`. The files come in the order of
-their names: nothing is timed after an answer that is not the C core's. Torch with CUDA, Triton and a C compiler are needed;
-transformers and vLLM are used where they are.
+their names: nothing is timed after an answer that is not the C core's, and what has no time left within eight minutes is
+left out. Torch with CUDA and a C compiler are needed; transformers and vLLM are used where they are.
 """
 
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import torch
 
-from benches.gpu.common import Sizes, program
+from benches.gpu.common import Sizes, tables_on
 from benches.measuring import leave_out
 from thinkguard.device.tables import DeviceProgram
+
+BEGUN: Final = time.monotonic()
+SECONDS: Final = 420
+"""That all may take together, which with what comes before and behind it is eight minutes: GPUs are rented by the minute."""
+WANTED: Final = {
+    "test_generate[as it is]": 60, "test_generate[compiled]": 90, "test_vllm[0.6]": 130, "test_vllm[0.0]": 40,
+}  # fmt: skip
+"""Seconds that a benchmark may take, engines' start and compilation included; of the others no one takes many."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -26,17 +35,19 @@ def pytest_runtest_setup(item: pytest.Function) -> None:
     """Leave a benchmark out before any of its fixtures is made."""
     if not torch.cuda.is_available():
         leave_out(item._request, "no GPU")
+    if time.monotonic() - BEGUN + WANTED.get(item.name, 10) > SECONDS:
+        leave_out(item._request, f"not enough of the {SECONDS} seconds was left")
 
 
 @pytest.fixture(scope="session")
 def sizes(sizes: Any) -> Sizes:
-    return Sizes() if sizes.full else Sizes(steps=40, rounds=4, tokens=64, pairs=4)
+    return Sizes() if sizes.full else Sizes(steps=20, rounds=4, tokens=48, pairs=4)
 
 
 @pytest.fixture(scope="session")
 def tables_of(sizes: Sizes) -> Callable[[str], DeviceProgram]:
     """Return a function from a kind of program to its tables on the device."""
-    return cache(lambda kind: DeviceProgram(program(kind, sizes.width), sizes.device))
+    return cache(lambda kind: tables_on(sizes.device, kind, sizes.width))
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import torch
 from benches.gpu.common import Host, Sizes, chat, differences, edit_in_c, imported, started
 from thinkguard import ThinkPolicy
 from thinkguard.core.names import ActionKind
-from thinkguard.device.tables import DeviceProgram
+from thinkguard.device.tables import DeviceProgram, stream_of
 
 BUDGET = 2**29
 GUARD, RIVAL = "thinkguard", "vLLM V2 budget"
@@ -78,7 +78,7 @@ class Scene:
         self.logits = torch.randn(num_rows, sizes.width, device=where, generator=torch.Generator(where).manual_seed(0))
         self.edited = torch.tensor(sorted(tables.program.vocabulary.added.values()), device=where)
         self.values = self.logits[:, self.edited]
-        self.new_states = self.host.slots.states.clone()
+        self.new_slots = self.host.slots.slots.clone()
         if pinned:  # as UvaBackedTensor keeps it
             self.host.prompt = self.host.prompt.cpu().pin_memory()
 
@@ -91,12 +91,20 @@ class Scene:
     def renew(self) -> None:
         """What happens before a call, where every call reads the request anew."""
         if self.anew:
-            self.host.slots.states.copy_(self.new_states)
+            self.host.slots.slots.copy_(self.new_slots)
+
+    @property
+    def where(self) -> tuple[torch.Tensor, ...]:
+        """What slots are told of a step behind its logits."""
+        return self.rows, self.offsets, self.inputs, self.host.tokens, self.host.total, self.host.prompt
 
     def apply(self) -> None:
         """One step."""
-        host = self.host
-        host.slots.apply(self.logits, self.rows, self.offsets, self.inputs, host.tokens, host.total, host.prompt)
+        self.host.slots.apply(self.logits, *self.where)
+
+    def launch(self) -> None:
+        """What `apply` ends in, alone: a launch of the step that it described last."""
+        self.host.slots._launch(len(self.logits), stream_of(self.host.device))
 
     def check(self) -> None:
         """States and logits of some slots must be those of the C core."""
@@ -112,7 +120,7 @@ class Scene:
             ids[:prompt] = self.sequence.prompt
             walk = self.sequence.row.copy()
             walk.advance_all(ids[prompt : lengths[slot]].astype(np.int64))
-            state = self.host.state(slot)
+            state = self.host.slots.state_of(slot)
             assert state == walk.as_dict(), f"slot {slot}: state {state}, C has {walk.as_dict()}"
             action = ActionKind(walk.decide().kind).name.lower()
             assert action == self.place.action, f"slot {slot}: {action}"
@@ -178,5 +186,5 @@ def guards(
     if kernels is not None:
         found[RIVAL] = Budget(scene, kernels.apply_thinking_budget)
     for one in found.values():
-        one.check()  # compiles
+        one.check()  # the first call of vLLM's compiles its kernels
     return found

@@ -163,6 +163,7 @@ def generate_in_pairs(benchmark: Any, load: Load, setting: Setting, lm: Any, *, 
             return unguarded(number)
 
     found = in_pairs(benchmark, load, setting, prompts, {"unguarded": unguarded, "guarded": guarded})
+    assert bool(guard.binding.device_tables) == (load.device != "cpu"), "the kernels were not used"
     free, held = found["unguarded"][0], found["guarded"][0]
     benchmark.extra_info |= {
         "parameters": sum(parameter.numel() for parameter in lm.parameters()),

@@ -71,20 +71,22 @@ class HostSlots:
         return self._slots.state_of(slot)
 
     def _fetch(self, slots: torch.Tensor, tokens: torch.Tensor, total: torch.Tensor) -> None:
-        """Bring tokens that were committed since the last step, of these slots, in one transfer."""
+        """Bring tokens that were committed since the last step, of these slots, in one transfer; none without any."""
         if tokens.shape[1] > self._tokens.shape[1]:
             self._tokens = torch.zeros(len(tokens), tokens.shape[1], dtype=torch.int32)
             self._known[:] = 0
-        behind = total.numpy().clip(0, tokens.shape[1])
-        ranges = [(slot, int(self._known[slot]), int(behind[slot])) for slot in slots.tolist() if 0 <= slot < len(behind)]
-        ranges = [(slot, 0 if end < begin else begin, end) for slot, begin, end in ranges]
-        rows = torch.cat([torch.full((end - begin,), slot) for slot, begin, end in ranges])
-        columns = torch.cat([torch.arange(begin, end) for _, begin, end in ranges])
-        new = tokens[rows.to(tokens.device), columns.to(tokens.device)].cpu()
-        wide = new.long()
-        self._tokens[rows, columns] = wide.where((wide >= 0) & (wide < 2**31), -torch.ones_like(wide)).int()
-        for slot, _, end in ranges:
-            self._known[slot] = end
+        here = np.unique(slots.numpy())
+        here = here[(here >= 0) & (here < len(tokens))]
+        known, end = self._known[here], total.numpy()[here].clip(0, tokens.shape[1])
+        begin = np.where(known > end, 0, known)  # fewer than before: what a slot had is gone
+        self._known[here], num = end, end - begin
+        if not num.any():
+            return
+        rows, places = np.repeat(here, num), np.repeat(begin - np.cumsum(num) + num, num)
+        columns = places + np.arange(len(places))
+        where = torch.from_numpy(np.stack([rows, columns])).to(tokens.device)
+        new = tokens[where[0], where[1]].cpu().numpy()
+        self._tokens.numpy()[rows, columns] = np.where((new >= 0) & (new < 2**31), new, -1)
 
     def _carry_out(self, logits: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, actions: torch.Tensor) -> None:
         """Edit copies of some rows on the CPU, and put them back."""

@@ -45,7 +45,7 @@ check_version(vllm.__version__)
 
 
 class ThinkLogitsProcessor(*_interfaces()):  # type: ignore[misc]
-    """Holds every request of a vLLM engine to think, then answer; configured as `vllm_requests.Requests` says.
+    """Holds every request of a vLLM engine to think, then answer; configured as `engine_requests.Requests` says.
 
     Behaves as a processor of the runner that constructs it: V1 passes a device and whether memory is pinned, V2 the state
     of its request slots.

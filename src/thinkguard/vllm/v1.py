@@ -34,7 +34,7 @@ class V1Batch:
         self._requests, self._slots = requests, Slots()
         self._on_cpu = device.type == "cpu"
         self._device: Any = None
-        if device.type == "cuda" and (kernels := kernels_of(device)) is not None:
+        if not self._on_cpu and (kernels := kernels_of(device)) is not None:
             self._device = DeviceEdits(DeviceProgram(requests.program, device, kernels))
         self._actions = np.empty((0, ACTION_FIELDS), np.int32)
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from thinkguard.vllm.engine_requests import Requests
 
 
-
 class V2Slots:
     """The guarded requests of V2's slots. Slots are recycled without notice: taking one into use says all about it."""
 
@@ -49,14 +48,20 @@ class V2Slots:
     def apply(self, logits: torch.Tensor, ctx: Any) -> torch.Tensor:
         """Edit the logits in place; no launch unless a request of the batch is guarded. logits: [num_rows, vocab_size]"""
         if self._guarded[ctx.idx_mapping_np].any():
-            host, rows = self._host, logits if logits.dtype in DTYPES else logits.float()
-            self._slots.apply(
-                rows, ctx.expanded_idx_mapping, ctx.expanded_local_pos, ctx.input_ids,
-                host.all_token_ids.gpu, host.total_len.gpu, host.prompt_len.gpu,
-            )  # fmt: skip
-            if rows is not logits:
-                logits.copy_(rows)
+            if logits.dtype in DTYPES:
+                self._edit(logits, ctx)
+            else:
+                before = logits.float()
+                self._edit(rows := before.clone(), ctx)
+                logits.copy_(torch.where(rows == before, logits, rows))  # what is not edited keeps its own precision
         return logits
+
+    def _edit(self, logits: torch.Tensor, ctx: Any) -> None:
+        host = self._host
+        self._slots.apply(
+            logits, ctx.expanded_idx_mapping, ctx.expanded_local_pos, ctx.input_ids,
+            host.all_token_ids.gpu, host.total_len.gpu, host.prompt_len.gpu,
+        )  # fmt: skip
 
 
 def _slots_on(device: torch.device, program: ThinkProgram, num_slots: int) -> DeviceSlots | HostSlots:
