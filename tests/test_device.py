@@ -1,13 +1,13 @@
 """The kernels against the C core and the specification, after every step: in place on the CPU, and as lanes in fibers.
 
-The lanes run csrc/guard.cu itself, started by the real launcher through a stand-in for the CUDA driver. What that cannot show:
-memory order, occupancy, speed.
+The lanes run csrc/guard.cu itself, started by the real launcher through a stand-in for the CUDA driver. What that shows is
+the matter of tests/lanes/test_meetings.py; it cannot show memory order, occupancy and speed.
 """
 
 import os
 import random
-import subprocess
-import sys
+from collections import Counter
+from itertools import count
 
 import cases
 import numpy as np
@@ -17,16 +17,23 @@ from standin import standin
 
 torch = pytest.importorskip("torch", reason="the device kernel needs torch")
 
+from lanes.crowd import EditsCrowd, SequencesCrowd, SlotsCrowd  # noqa: E402
+
 from thinkguard import ThinkPolicy, ThinkProgram, Vocabulary  # noqa: E402
-from thinkguard.core._core import StateBatch, ThinkState  # noqa: E402
+from thinkguard.core._core import CONSTANTS, StateBatch, ThinkState  # noqa: E402
+from thinkguard.core.names import STATE_FIELDS, ActionKind  # noqa: E402
 from thinkguard.device.edits import DeviceEdits  # noqa: E402
 from thinkguard.device.host_slots import HostSlots  # noqa: E402
 from thinkguard.device.launch import HostKernels  # noqa: E402
+from thinkguard.device.sequences import DeviceSequences  # noqa: E402
 from thinkguard.device.slots import DeviceSlots  # noqa: E402
+from thinkguard.device.steps import LOOP_SIZE  # noqa: E402
 from thinkguard.device.tables import DeviceProgram  # noqa: E402
 from thinkguard.errors import FormatError, PolicyError, TokenizerError  # noqa: E402
 
-EXAMPLES = {"quick": 5, "default": 20, "thorough": 400}[os.environ.get("THINKGUARD_TEST_PROFILE", "default")]
+PROFILE = os.environ.get("THINKGUARD_TEST_PROFILE", "default")
+EXAMPLES = {"quick": 5, "default": 20, "thorough": 400}[PROFILE]
+ROWS = {"quick": 4_000, "default": 60_000, "thorough": 1_200_000}[PROFILE]  # of crowds, compared to the bit
 DTYPES = {torch.float32: 1e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}  # rounding of the specification's bias
 CAPACITY = 96
 MINUS_INF = -float("inf")
@@ -35,7 +42,10 @@ MINUS_INF = -float("inf")
 @pytest.fixture(params=["in place", "lanes"])
 def kernels(request):
     """The C over one sequence after the other, and by the launcher as blocks of lanes."""
-    return HostKernels() if request.param == "in place" else standin().kernels()
+    if request.param == "in place":
+        return HostKernels()
+    standin().reset()
+    return standin().kernels()
 
 
 def by_c(row, logits):
@@ -61,6 +71,18 @@ def assert_same(got, want, rounding, context):
     assert not len(wrong), f"{[(int(t), got[t], want[t]) for t in wrong[:8]]} {context()}"
 
 
+def loop_block(model):
+    """What is kept of a block's tokens by the specification: how many, the last 64, and how long each period has held."""
+    tokens, size = model.history, CONSTANTS["LOOP_PERIODS"]
+    ring, runs = [0] * size, [0] * size
+    for at, token in enumerate(tokens):
+        ring[at % size] = token
+    for period in range(1, model.policy.loop_tokens // 4 + 1):
+        differ = [at for at in range(len(tokens)) if at < period or tokens[at] != tokens[at - period]]
+        runs[period - 1] = len(tokens) - 1 - max(differ, default=-1)
+    return [len(tokens), *ring, *runs]
+
+
 class Request:
     """One sequence as C walks it, and what the host would know of it."""
 
@@ -80,6 +102,19 @@ class Request:
         self.model.start(self.prompt[begin:], raw)
         self.left_alone = raw and not self.guards_raw
         self.output = []
+
+    def loops(self):
+        """Whether loops are looked for: outside of a block nothing reads what is kept for that."""
+        return self.bound.source.loop_tokens and self.model.phase == "thinking"
+
+
+def sample(rng, program, logits):
+    """A token that can be sampled, the likeliest as often as not; now and then any."""
+    values = logits.tolist()
+    possible = [token for token, value in enumerate(values) if value > MINUS_INF]
+    if not possible or rng.random() < 0.05:
+        return cases.random_token(rng, program)
+    return max(possible, key=values.__getitem__) if rng.random() < 0.5 else rng.choice(possible)
 
 
 class Host:
@@ -157,26 +192,27 @@ class Host:
                 else:
                     assert self.slots.state_of(slot) == row.as_dict(), self.context(slot)
                     assert cases.snapshot(row) == request.model.snapshot(), self.context(slot)
+                    if request.loops():
+                        assert self.loop_block(slot) == loop_block(request.model), self.context(slot)
                     specified = torch.tensor(request.model.apply(before[i].float().tolist())).to(dtype).float()
                     assert_same(logits[i], specified, DTYPES[dtype], lambda slot=slot: self.context(slot))
             else:
                 row.advance(inputs[i] if inputs[i] >= 0 else -1)
             want = before[i] if request.left_alone else by_c(row, before[i])
             assert_bits(logits[i], want, lambda slot=slot: self.context(slot))
-            sampled.setdefault(slot, []).append((inputs[i], self.sample(logits[i].float())))
+            sampled.setdefault(slot, []).append((inputs[i], sample(self.rng, self.program, logits[i].float())))
         for slot, pairs in sampled.items():
             self.commit(slot, pairs)
+
+    def loop_block(self, slot):
+        """What is kept behind the committed tokens."""
+        slots = self.slots if isinstance(self.slots, DeviceSlots) else self.slots._slots
+        return slots.loops[slot, :LOOP_SIZE].tolist()
 
     def draft(self, slot):
         if self.rng.random() < 0.03:
             return -1
         return self.rng.choice([cases.random_token(self.rng, self.program), *self.requests[slot].output[-2:]])
-
-    def sample(self, logits):
-        possible = [t for t, value in enumerate(logits.tolist()) if value > MINUS_INF]
-        if not possible or self.rng.random() < 0.05:
-            return cases.random_token(self.rng, self.program)
-        return max(possible, key=logits.tolist().__getitem__) if self.rng.random() < 0.5 else self.rng.choice(possible)
 
     def commit(self, slot, pairs):
         """Accept drafts from the front, in half of the steps as many as there are, and one sampled token behind them."""
@@ -214,6 +250,62 @@ def test_the_host_path_agrees_with_the_core(seed):
     for _ in range(14):
         host.change()
         host.step()
+
+
+@pytest.mark.parametrize("num_lanes", [3, 16, 32, 128])
+def test_crowds_of_sequences_agree_with_the_host_to_the_bit(num_lanes):
+    """In each number of lanes a quarter of the profile's rows; 128 is a GPU's. Edits come on top."""
+    driver, rows, actions = standin(), Counter(), Counter()
+    driver.reset()
+    driver.use(num_lanes)
+    for seed in count(1000 * num_lanes):
+        for kind in (SlotsCrowd, SequencesCrowd, EditsCrowd):
+            crowd = kind(seed, driver.kernels())
+            for _ in range(12):
+                crowd.step()
+            rows[kind] += crowd.rows
+            actions += crowd.actions
+        if rows[SlotsCrowd] + rows[SequencesCrowd] >= ROWS // 4:
+            break
+    assert rows[SlotsCrowd] > rows[SequencesCrowd] > ROWS // 20
+    assert set(actions) == {kind.name for kind in ActionKind}, "each of them occurs"
+    assert actions["FREE"] < actions.total() / 2
+
+
+@pytest.mark.parametrize("seed", range(EXAMPLES))
+def test_sequences_in_any_order_agree_with_the_core(seed, kernels):
+    """Beams are reordered and dropped, drafts are refused; where each row stands is found by its history alone."""
+    rng = random.Random(2000 + seed)
+    program, bound, model = cases.case(rng)
+    limit, dtype = rng.choice([None, 30]), rng.choice(list(DTYPES))
+    prompt = Request(rng, program, bound, model).prompt or [program.vocabulary.added["<user>"]]
+    begin, raw = program.turn(np.array(prompt, np.int32))
+    sequences = DeviceSequences(DeviceProgram(program, "cpu", kernels), bound, len(prompt), limit)
+    outputs = [[] for _ in range(rng.choice([1, 2, 5]))]
+    for _ in range(14):
+        ids = torch.tensor([prompt + output for output in outputs], dtype=rng.choice([torch.int32, torch.int64]))
+        before = torch.tensor([cases.logits(rng, program.vocabulary.num_tokens + 1) for _ in outputs]).to(dtype)
+        logits = before.clone()
+        sequences.apply(ids, logits)
+        for i, output in enumerate(outputs):
+            row = ThinkState(bound)
+            row.start(np.array(prompt[begin:], np.int32), raw, -1 if limit is None else limit)
+            row.advance_all(np.array(output, np.int64))
+            spec = Model(program.format, program.vocabulary, bound.source, bound.eos_token_ids, limit)
+            spec.start(prompt[begin:], raw)
+            for token in output:
+                spec.advance(token)
+            context = f"{program.format} {bound.source} {prompt} {output}"
+            assert dict(zip(STATE_FIELDS, sequences.states[i].tolist(), strict=True)) == row.as_dict(), context
+            assert cases.snapshot(row) == spec.snapshot(), context
+            assert_bits(logits[i], by_c(row, before[i]), lambda context=context: context)
+            if i == 0:
+                specified = torch.tensor(spec.apply(before[i].float().tolist())).to(dtype).float()
+                assert_same(logits[i], specified, DTYPES[dtype], lambda context=context: context)
+        picked = [rng.randrange(len(outputs)) for _ in outputs] if rng.random() < 0.3 else range(len(outputs))
+        refused = rng.choice([0, 0, 0, 1, 3])
+        kept = max(len(outputs[0]) - refused, 0)
+        outputs = [[*outputs[i][:kept], sample(rng, program, logits[i].float())] for i in picked]
 
 
 def plain_program():
@@ -264,26 +356,30 @@ def test_a_long_resumed_output_is_folded_like_token_by_token(policy, lengths, ke
         assert torch.equal(logits[0], by_c(row, torch.zeros(263)))
 
 
-def test_a_long_prompt_is_scanned_back_to_the_turn(tokenizer_dirs, kernels):
+def test_a_long_prompt_is_scanned_back_to_the_turn(tokenizer_dirs):
     """By the last boundary, and, where boundaries are headers, by the automaton over them."""
+    programs = {name: ThinkProgram(None, str(tokenizer_dirs[name])) for name in ("qwen3", "gpt-oss")}
+    standin().reset()
     for name, head, behind in (
         ("qwen3", "<|im_start|>user\n<think> I typed " + "word " * 700 + "<|im_end|>\n", "<|im_start|>assistant\n<think>\n"),
         ("gpt-oss", "<|start|>user<|message|>" + "<|channel|>analysis " * 90 + "<|end|>", "<|start|>assistant"),
         ("gpt-oss", "<|start|>user<|message|>hi<|end|>", "<|start|>assistant<|channel|>analysis<|message|>so"),
         ("qwen3", "a completion without a chat, " * 60, "and <think>"),
     ):  # fmt: skip
-        program = ThinkProgram(None, str(tokenizer_dirs[name]))
+        program = programs[name]
         ids = program.vocabulary.encode(head + behind)
         bound = program.bind(ThinkPolicy())
         row = program.start_bound(np.array(ids, np.int32), bound)
-        slots = DeviceSlots(DeviceProgram(program, "cpu", kernels), 1)
-        slots.stage(0, bound)
-        slots.flush()
-        where, length = torch.zeros(1, dtype=torch.int32), torch.tensor([len(ids)], dtype=torch.int32)
-        logits = torch.zeros(1, program.vocabulary.num_tokens)
-        slots.apply(logits, where, where, where, torch.tensor([ids], dtype=torch.int32), length, length)
-        assert slots.state_of(0) == row.as_dict(), name
-        assert torch.equal(logits[0], by_c(row, torch.zeros(program.vocabulary.num_tokens)))
+        wanted = by_c(row, torch.zeros(program.vocabulary.num_tokens))
+        for kernels in (HostKernels(), standin().kernels()):
+            slots = DeviceSlots(DeviceProgram(program, "cpu", kernels), 1)
+            slots.stage(0, bound)
+            slots.flush()
+            where, length = torch.zeros(1, dtype=torch.int32), torch.tensor([len(ids)], dtype=torch.int32)
+            logits = torch.zeros(1, program.vocabulary.num_tokens)
+            slots.apply(logits, where, where, where, torch.tensor([ids], dtype=torch.int32), length, length)
+            assert slots.state_of(0) == row.as_dict(), name
+            assert torch.equal(logits[0], wanted)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -11,8 +11,6 @@ from typing import Any, Final
 from thinkguard.errors import ThinkGuardError
 
 FOLDER: Final = Path(__file__).with_name("images")
-MANIFEST: Final = FOLDER / "images.json"
-"""{"source": hash, "compiler": version, "images": {name: {"bytes", "kernels": {name: {"registers", ...}}}}}"""
 
 
 class NoImageError(ThinkGuardError):
@@ -20,9 +18,12 @@ class NoImageError(ThinkGuardError):
 
 
 def manifest() -> dict[str, Any]:
-    """What was compiled. NoImageError, if nothing was."""
+    """What was compiled. NoImageError, if nothing was.
+
+    {"source": hash, "compiler": version, "images": {name: {"bytes", "kernels": {name: {"registers", ...}}}}}
+    """
     try:
-        found: dict[str, Any] = json.loads(MANIFEST.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads((FOLDER / "images.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NoImageError(
             "this build of thinkguard has no GPU kernels: it was made without NVRTC. `pip install nvidia-cuda-nvrtc-cu12` "
@@ -37,12 +38,12 @@ def load(major: int, minor: int) -> bytes:
     NoImageError, if there is none, or none that it could run.
     """
     names = list(manifest()["images"])
-    known = [(int(found[1]), int(found[2])) for name in names if (found := re.fullmatch(r"sm_(\d+)(\d)", name))]
-    fitting = [version for version in known if version[0] == major and version[1] <= minor]
-    if fitting:
-        return read("sm_{}{}".format(*max(fitting)))
-    if (major, minor) > max(known, default=(0, 0)) and (ptx := [name for name in names if name.startswith("compute_")]):
-        return read(ptx[0]) + b"\0"
+    known = [(found[1], int(found[2]), int(found[3])) for name in names if (found := re.fullmatch(r"(\w+)_(\d+)(\d)", name))]
+    older = [version for version in known if version[1:] <= (major, minor)]
+    if fitting := [version for version in older if version[:2] == ("sm", major)]:
+        return read("{}_{}{}".format(*max(fitting)))
+    if fitting := [version for version in older if version[0] == "compute"]:
+        return read("{}_{}{}".format(*max(fitting))) + b"\0"
     have = ", ".join(names)
     raise NoImageError(f"no GPU kernels for compute capability {major}.{minor}: this build has {have}")
 

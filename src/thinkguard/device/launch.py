@@ -16,6 +16,7 @@ from thinkguard.device import images
 from thinkguard.device.steps import KERNELS, Step
 from thinkguard.errors import ThinkGuardError
 
+REPORT: Final = "please report this with the name of the GPU and the version of its driver"
 LANES: Final = 128  # of a block, as csrc/lanes.h has it
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 Launch = Callable[[int, int], None]
@@ -59,7 +60,7 @@ class Driver:
         except AttributeError:
             raise UnavailableError(f"the CUDA driver has no {name}: it is older than version 525") from None
         if status:
-            raise UnavailableError(f"{name}: {self.error(status)}")
+            raise UnavailableError(f"{name}: {self.error(status)}; {REPORT}")
 
     def error(self, status: int) -> str:
         """The name of an error."""
@@ -83,8 +84,6 @@ class DeviceKernels:
         call("cuDevicePrimaryCtxRetain", ctypes.byref(self.context), device)
         call("cuLibraryLoadData", ctypes.byref(library), image, None, None, 0, None, None, 0)
         self._functions = {name: self._function(library, name) for name in KERNELS}
-        self._launch = self.driver.library.cuLaunchKernel
-        self._launch.argtypes = [ctypes.c_void_p, *[ctypes.c_uint] * 7, *[ctypes.c_void_p] * 3]
 
     def _attribute(self, device: ctypes.c_int, which: int) -> int:
         value = ctypes.c_int()
@@ -104,7 +103,7 @@ class DeviceKernels:
     def bind(self, name: str, step: Step) -> Launch:
         """See `Kernels`. A launch that the driver refuses raises UnavailableError."""
         function, arguments = self._functions[name], (ctypes.c_void_p * 1)(ctypes.addressof(step))
-        launch, which, context = self._launch, self.driver.library.cuCtxGetCurrent, self.context.value
+        launch, which, context = self.driver.library.cuLaunchKernel, self.driver.library.cuCtxGetCurrent, self.context.value
 
         def start(num_blocks: int, stream: int) -> None:
             current = ctypes.c_void_p()
@@ -112,16 +111,18 @@ class DeviceKernels:
             if current.value != context:  # a thread that never touched CUDA, or one that works on another device
                 self._elsewhere(function, num_blocks, stream, arguments)
                 return
-            status = launch(function, num_blocks, 1, 1, LANES, 1, 1, 0, stream, arguments, None)
+            # No argtypes, so pointers come as ctypes' own: to check eleven arguments takes longer than the call.
+            status = launch(function, num_blocks, 1, 1, LANES, 1, 1, 0, ctypes.c_void_p(stream), arguments, None)
             if status:
-                raise UnavailableError(f"cuLaunchKernel({name}): {self.driver.error(status)}")
+                raise UnavailableError(f"cuLaunchKernel({name}): {self.driver.error(status)}; {REPORT}")
 
         return start
 
-    def _elsewhere(self, function: Any, num_blocks: int, stream: int, arguments: Any) -> None:
+    def _elsewhere(self, function: ctypes.c_void_p, num_blocks: int, stream: int, arguments: Any) -> None:
         """Launch with this device's context made current for the call."""
         self.driver("cuCtxPushCurrent_v2", self.context)
         try:
-            self.driver("cuLaunchKernel", function, num_blocks, 1, 1, LANES, 1, 1, 0, stream, arguments, None)
+            shape = (num_blocks, 1, 1, LANES, 1, 1, 0)
+            self.driver("cuLaunchKernel", function, *shape, ctypes.c_void_p(stream), arguments, None)
         finally:
             self.driver("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))

@@ -14,7 +14,7 @@ import torch
 
 from thinkguard.core.program import ThinkProgram
 from thinkguard.device.edits import DeviceEdits
-from thinkguard.device.launch import HostKernels, Kernels, UnavailableError
+from thinkguard.device.launch import REPORT, HostKernels, Kernels, UnavailableError
 from thinkguard.device.sequences import DeviceSequences
 from thinkguard.device.slots import DeviceSlots
 from thinkguard.device.tables import DTYPES, DeviceProgram
@@ -22,42 +22,63 @@ from thinkguard.policy import ThinkPolicy
 from thinkguard.vocabulary import Vocabulary
 
 _WORDS = [b"</", b"think", b">\n", b"<think>", b"Wait", b" so", "é".encode(), "🧮".encode()[:2], "🧮".encode()[2:]]
+_WORDS += [b"assistant", b"analysis", b"final", b"commentary"]
 _HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>")
 _POLICIES = (
     ThinkPolicy(max_thinking_tokens=9, close_message="Stop."),
     ThinkPolicy(max_thinking_tokens=30, soft_thinking_tokens=2, close_bias=3.5, grace_tokens=20, close_at="sentence"),
     ThinkPolicy(min_thinking_tokens=12, max_extensions=2, extend_message="Wait", min_answer_tokens=6, on_eos="ban"),
-    ThinkPolicy(loop_tokens=8, opening="allow", markers_in_answer="allow"),
-    ThinkPolicy(max_answer_tokens=20, reserve_answer_tokens=4, max_think_blocks=2),
+    ThinkPolicy(loop_tokens=16, opening="allow", markers_in_answer="allow"),
+    ThinkPolicy(max_answer_tokens=9, min_answer_tokens=9, reserve_answer_tokens=4, max_think_blocks=2),
     ThinkPolicy(opening="forbid"),
+)
+_TEXTS = (
+    "<think>\nAnd so it went.</think>\n\nThe end.<eos>",
+    "<think>\nab ab ab ab ab ab ab ab ab ab ab",
+    "<think>\nSo.</think>\n\n\n \n \n \n \n \n \n",
+    "<think>\nA🧮🧮🧮🧮🧮🧮</think>\n\n🧮🧮🧮🧮🧮🧮🧮🧮",
+    "None here. <think>\nAfter all.</think>\n\nWell.<eos>",
+)
+_MESSAGES = (
+    "<|channel|>analysis<|message|>So.<|end|><|start|>assistant<|channel|>final<|message|>The end.<|return|>",
+    "<|channel|>commentary to=f<|message|>{}<|call|>",
+    "<|channel|>analysis<|message|>A🧮🧮🧮🧮🧮<|end|><|start|>assistant<|channel|>final<|message|>🧮🧮🧮🧮🧮",
+    "<|channel|>analysis<|message|>ab ab ab ab ab ab ab ab ab ab ab",
+    "<|channel|>commentary<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=f<|message|>{}<|call|>",
 )
 _SLOTS, _CAPACITY, _STEPS, _RESUMED = 8, 5_600, 24, 5_000
 
 
 @dataclass
 class Script:
-    """One program, and the tokens that a model would write."""
+    """One program, and what a model would write."""
 
     program: ThinkProgram
     prompt: list[int]
+    texts: list[list[int]]
     tokens: np.ndarray  # likely ones, drawn from
 
 
 def scripts() -> Iterator[Script]:
-    """Markers as tokens, markers as text, and a message grammar."""
+    """Markers as tokens, markers as text beside tokens that double bytes, and a message grammar."""
     pieces = [bytes([byte]) for byte in range(256)] + _WORDS
-    for format, controls, eos, turn in (
-        ("think", ("<|im_start|>", "<|im_end|>", "<think>", "</think>"), "<|im_end|>", "<|im_start|>assistant\n"),
-        ("think", ("<|im_start|>", "<|im_end|>"), "<|im_end|>", "<|im_start|>assistant\n"),
-        ("gpt_oss_harmony", _HARMONY, "<|return|>", "<|start|>user<|message|>hi<|end|><|start|>assistant"),
+    for format, texts, controls, doubles, eos, turn in (
+        ("think", _TEXTS, ("<|im_start|>", "<eos>", "<think>", "</think>"), [], "<eos>", "<|im_start|>assistant\n"),
+        ("think", _TEXTS, ("<|im_start|>", "<eos>"), [b"<", b"a"], "<eos>", "<|im_start|>assistant\n"),
+        ("gpt_oss_harmony", _MESSAGES, _HARMONY, [], "<|return|>", "<|start|>user<|message|>hi<|end|><|start|>assistant"),
     ):
-        added = {name: len(pieces) + i for i, name in enumerate(controls)}
-        special = [added[name] for name in controls if "think" not in name]
-        vocabulary = Vocabulary.from_parts(pieces, added=added, special=special, eos_ids=[added[eos]])
-        program = ThinkProgram(format, vocabulary)
-        marks = [*added.values(), *vocabulary.encode("</think>\n<think>\n analysis final commentary to=f")]
-        letters = vocabulary.encode("the way. And so on!\n")
-        yield Script(program, vocabulary.encode(turn), np.array([*letters * 4, *range(256, len(pieces)), *marks]))
+        spelled = pieces + doubles
+        added = {name: len(spelled) + i for i, name in enumerate(controls)}
+        vocabulary = Vocabulary.from_parts(
+            spelled, added=added, special=[added[name] for name in controls if "think" not in name],
+            byte_ids=list(range(len(pieces), len(spelled))), eos_ids=[added[eos]],
+        )  # fmt: skip
+        program, encode = ThinkProgram(format, vocabulary), vocabulary.encode
+        letters = encode("the way. And so on!\n")
+        marks = [*added.values(), *encode("</think>\n<think>\n analysis final commentary to=f")]
+        yield Script(
+            program, encode(turn), list(map(encode, texts)), np.array([*letters * 4, *range(256, len(spelled)), *marks])
+        )
 
 
 def prove(kernels: Kernels, device: torch.device) -> None:
@@ -68,8 +89,7 @@ def prove(kernels: Kernels, device: torch.device) -> None:
             for step, (theirs, ours) in enumerate(pair(script, *programs)):
                 if not _same(theirs, ours):
                     raise UnavailableError(
-                        f"their answers differ from the host's (script {number}, {name}, step {step}): please report this "
-                        "with the name of the GPU and the version of its driver"
+                        f"their answers differ from the host's (script {number}, {name}, step {step}); {REPORT}"
                     )
 
 
@@ -102,31 +122,34 @@ def _on(device: torch.device, logits: torch.Tensor) -> torch.Tensor:
 
 
 def _slots(script: Script, theirs: DeviceProgram, ours: DeviceProgram) -> Iterator[Pair]:
+    """Each slot's model writes one of the texts, as far as it may; its drafts are the text's next tokens, or anything."""
     rng, width = np.random.default_rng(1), script.program.vocabulary.num_tokens + 3
     sides = [DeviceSlots(program, _SLOTS) for program in (theirs, ours)]
     bounds = [script.program.bind(policy) for policy in _POLICIES]
-    tokens = rng.choice(script.tokens, (_SLOTS, _CAPACITY))
-    tokens[:, : len(script.prompt)] = script.prompt
+    tokens = np.tile(script.prompt + [-1] * (_CAPACITY - len(script.prompt)), (_SLOTS, 1))
     total, prompt = np.full(_SLOTS, len(script.prompt)), np.full(_SLOTS, len(script.prompt))
+    wishes = [list[int]()] * _SLOTS
     plain = script.program.vocabulary.encode("and so on it went, ")
     for step in range(_STEPS):
-        for slot in range(_SLOTS) if step == 0 else [step % _SLOTS] * (step % 3 == 0):  # recycled
+        for slot in range(_SLOTS) if step == 0 else [step // 2 % _SLOTS] * (step % 2):  # recycled
+            wishes[slot] = script.texts[(slot + step) % len(script.texts)]
             total[slot] = len(script.prompt)
             if slot == 5:  # an output that is resumed, its thinking long and plain
-                opening = script.program.vocabulary.encode(script.program.format.open_text)
-                resumed = [*opening, *plain * (_RESUMED // len(plain))]
+                resumed = [*wishes[slot][:3], *plain * (_RESUMED // len(plain))]
                 tokens[slot, total[slot] : total[slot] + len(resumed)] = resumed
                 total[slot] += len(resumed)
             bound = None if slot == 7 and step else bounds[(slot + step) % len(bounds)]
             for side in sides:
                 side.stage(slot, bound, limit=60 if slot % 3 == 1 else -1, guards_raw=slot % 2 == 0)
         order = rng.permutation(_SLOTS)
-        rows = [(slot, offset) for slot in order for offset in range(1 + (slot + step) % 3)]
-        drafts = rng.choice(script.tokens, len(rows))
+        rows = [(slot, offset) for slot in order for offset in range(1 + (slot + step) % 4)]
+        drafts = [wishes[slot][offset - 1] if step % 5 else rng.choice(script.tokens) for slot, offset in rows]
         wide = torch.int64 if step % 2 else torch.int32
         arguments = [torch.tensor([row[i] for row in rows], dtype=wide) for i in (0, 1)]
-        arguments += [torch.from_numpy(part).to(wide) for part in (drafts, tokens, total, prompt)]
+        arguments += [torch.from_numpy(np.array(part)).to(wide) for part in (drafts, tokens, total, prompt)]
         logits = _logits(rng, len(rows), width, step)
+        for index, (slot, offset) in enumerate(rows):
+            logits[index, wishes[slot][offset]] += 30
         found = []
         for side in sides:
             side.flush()
@@ -134,12 +157,15 @@ def _slots(script: Script, theirs: DeviceProgram, ours: DeviceProgram) -> Iterat
             side.apply(edited, *(argument.to(side.program.device) for argument in arguments))
             found.append([edited, side.slots, side.loops])
         yield found[0], found[1]
-        # The largest logit is sampled, as often as not what a model would write anyway.
         chosen = found[1][0].float().nan_to_num(-torch.inf).argmax(1).tolist()
+        kept = False  # whether the drafts up to a row were sampled
         for index, (slot, offset) in enumerate(rows):
-            if offset == 0 and total[slot] < _CAPACITY:
-                tokens[slot, total[slot]] = chosen[index] if step % 2 else tokens[slot, total[slot]]
+            kept = offset == 0 or (kept and chosen[index - 1] == drafts[index])
+            if kept and total[slot] < _CAPACITY:
+                tokens[slot, total[slot]] = chosen[index]
                 total[slot] += 1
+                if chosen[index] == wishes[slot][0]:
+                    wishes[slot] = [*wishes[slot][1:], wishes[slot][0]]
 
 
 def _sequences(script: Script, theirs: DeviceProgram, ours: DeviceProgram) -> Iterator[Pair]:
