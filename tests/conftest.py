@@ -61,9 +61,10 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--corpus {folder}: no templates/audit.json in it; leave the option out to run without")
 
 
-def pytest_pycollect_makemodule(module_path: Path) -> None:
+def pytest_collectstart(collector: pytest.Collector) -> None:
     """Before any of the files that import vLLM does: vLLM looks for a Triton driver then, and only then."""
-    if module_path.stem.startswith("test_vllm") and importlib.util.find_spec("triton"):
+    reads_vllm = isinstance(collector, pytest.Module) and collector.path.stem.startswith("test_vllm")
+    if reads_vllm and importlib.util.find_spec("triton"):
         import interpreted  # noqa: F401
 
 

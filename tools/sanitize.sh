@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
-cp -R csrc src tests tools pyproject.toml setup.py LICENSE README.md "$copy"
+cp -R csrc src tests benches tools pyproject.toml setup.py LICENSE README.md "$copy"
 cd "$copy"
 export CC=gcc OMP_NUM_THREADS=1 THINKGUARD_TEST_PROFILE=${THINKGUARD_TEST_PROFILE:-quick}
 export PYTHONPATH=src
@@ -37,6 +37,7 @@ if [ $# -gt 0 ]; then
   "$python" -m pytest -q -p no:cacheprovider "$@"
 else
   "$python" -m pytest -q -p no:cacheprovider tests/test_agreement.py tests/test_rules.py tests/test_edits.py tests/test_slots.py
-  "$python" -m pytest -q -p no:cacheprovider tests/lanes tests/test_device.py tests/test_launch.py \
-    -k "not long_prompt and not images_of_this_build and not without_a_driver"
+  lanes="crowds or resumed or host_decided or any_length or out_of_range or misses or stack or reach"  # in full
+  THINKGUARD_TEST_PROFILE=default "$python" -m pytest -q -p no:cacheprovider tests/lanes tests/test_device.py \
+    tests/test_launch.py -k "$lanes"
 fi

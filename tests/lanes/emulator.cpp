@@ -3,6 +3,7 @@
  * A block's lanes are fibers of one thread. They run one after the other in an order that changes at every meeting, so that
  * code which reads what another lane has not written yet, or wrote too early, comes to other results than the host's. All
  * lanes have to come to the same meeting: one that misses it, or ends early, is an error of the launch instead of a hang.
+ * Blocks run one after the other, in any order.
  * Under TSan lanes are threads, and only meetings order them: what two lanes write alike is reported as well.
  *
  * Built as a shared object named libcuda.so.1: the package's launcher loads it in place of the driver. `standin_*` tell it
@@ -69,12 +70,13 @@ const void* argument;
 char arrived, departed; /* what a lane did before a meeting is known to all behind it */
 #define RELEASE(what) __tsan_release(&what)
 #define ACQUIRE(what) __tsan_acquire(&what)
-const int reports = [] { /* a file in memory to which TSan writes what it finds */
+int open_reports() {
   int file = memfd_create("reports", 0);
   __sanitizer_set_report_fd((void*)(uintptr_t)file);
   return file;
-}();
-off_t reported; /* bytes of it that were seen */
+}
+const int reports = open_reports(); /* a file in memory to which TSan writes what it finds */
+off_t reported;                     /* bytes of it that were seen */
 #else
 #define RELEASE(what) ((void)0)
 #define ACQUIRE(what) ((void)0)
@@ -149,8 +151,8 @@ UNWATCHED void settle_meeting(int num_lanes) {
   for (int i = num_lanes - 1; i >= 0; i--) {
     const Lane& lane = *lanes[i];
     if (lane.site != one.site)
-      fail("lane %d came to %s at %s:%d, lane 0 to %s at %s:%d", i, lane.site->meeting(), lane.site->file(),
-           lane.site->line, one.site->meeting(), one.site->file(), one.site->line);
+      fail("lane %d came to %s at %s:%d, lane 0 to %s at %s:%d", i, lane.site->meeting(), lane.site->file(), lane.site->line,
+           one.site->meeting(), one.site->file(), one.site->line);
     if (lane.vote) any = 1, count++, first = i;
     if (lane.value > largest) largest = lane.value;
   }
@@ -172,7 +174,8 @@ UNWATCHED void run_block() {
     lanes[i]->done = false;
     order[i] = i;
   }
-  for (unsigned char* byte = __start_shared_memory; byte < __stop_shared_memory; byte++) *byte = (unsigned char)random_below(256);
+  for (unsigned char* byte = __start_shared_memory; byte < __stop_shared_memory; byte++)
+    *byte = (unsigned char)random_below(256);
   for (;;) {
     RELEASE(departed);
     for (int i = num_lanes - 1; i > 0; i--) std::swap(order[i], order[random_below(i + 1)]);
@@ -186,8 +189,8 @@ UNWATCHED void run_block() {
     for (int i = 0; i < num_lanes; i++) num_done += lanes[i]->done, waiting = lanes[i]->done ? waiting : lanes[i]->site;
     if (num_done == num_lanes) return;
     if (num_done)
-      fail("%d of %d lanes ended while the others wait for them in %s at %s:%d", num_done, num_lanes,
-           waiting->meeting(), waiting->file(), waiting->line);
+      fail("%d of %d lanes ended while the others wait for them in %s at %s:%d", num_done, num_lanes, waiting->meeting(),
+           waiting->file(), waiting->line);
     else
       settle_meeting(num_lanes);
     if (failure[0]) return;
@@ -211,7 +214,9 @@ UNWATCHED void run_block() {
 #define tg_first(here) meet(SITE(FIRST), here, 0).answer
 #define tg_largest(here) meet(SITE(LARGEST), 0, here).largest
 
-static struct { unsigned x; } blockIdx;
+static struct {
+  unsigned x;
+} blockIdx;
 #include "guard.cu"
 
 /* --- the driver --- */
@@ -259,7 +264,7 @@ struct {
   unsigned num_blocks, num_lanes;
   void *stream, *context;
 } launch;
-int primary[NUM_DEVICES];              /* whose addresses are the devices' contexts */
+int primary[NUM_DEVICES];                 /* whose addresses are the devices' contexts */
 thread_local std::vector<void*> contexts; /* the current one last */
 
 bool is_context(const void* context) { return context == &primary[0] || context == &primary[1]; }
@@ -285,7 +290,7 @@ void standin_refuse(const char* name, int status) {
 void standin_corrupt(int after) { corrupt_after = after + 1; }
 /* Launches return at once: what is left is the cost of the launcher. */
 void standin_do_nothing(bool nothing) { does_nothing = nothing; }
-/* At a line of csrc one lane passes a meeting by, EVERY (-2): all do, NOBODY (-1): none; where lane 0 works for all, it does so
+/* At a line of csrc one lane passes a meeting by, EVERY (-2): all do, NOBODY (-1): none. Where lane 0 works for all, those work
  * as well. Returns 0 if no such site was reached yet. */
 int standin_miss(const char* file, int line, int lane) {
   int found = 0;
@@ -338,7 +343,7 @@ int cuLibraryLoadData(void** library, const void* image, void* options, void* va
   REFUSABLE;
   if (options || values || num_options || library_options || library_values || num_library_options) return INVALID_VALUE;
   *library = kernels;
-  return !memcmp(image, "\x7F" "ELF", 4) || strstr((const char*)image, ".version") ? SUCCESS : NO_BINARY;
+  return !memcmp(image, "\177ELF", 4) || strstr((const char*)image, ".version") ? SUCCESS : NO_BINARY;
 }
 int cuLibraryGetKernel(void** found, void* library, const char* name) {
   REFUSABLE;
@@ -383,8 +388,14 @@ int cuLaunchKernel(void* function, unsigned blocks, unsigned y, unsigned z, unsi
   if (does_nothing) return SUCCESS;
   kernel = one.run;
   argument = arguments[0];
+  std::vector<unsigned> order(blocks); /* of the blocks, too: none may count on another */
   for (unsigned i = 0; i < blocks; i++) {
-    blockIdx.x = i;
+    unsigned other = random_below(i + 1);
+    order[i] = order[other];
+    order[other] = i;
+  }
+  for (unsigned block : order) {
+    blockIdx.x = block;
     run_block();
     take_reports();
     if (failure[0]) return LAUNCH_FAILED;

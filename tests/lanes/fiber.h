@@ -6,11 +6,12 @@
 #ifndef THINKGUARD_TESTS_FIBER_H
 #define THINKGUARD_TESTS_FIBER_H
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #if !defined(__x86_64__)
 #include <ucontext.h>

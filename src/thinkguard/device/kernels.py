@@ -39,7 +39,7 @@ def _try(device: torch.device) -> Kernels | None:
             raise UnavailableError("they are made for CUDA")
         kernels = DeviceKernels(device.index)
         prove(kernels, device)
-    except (UnavailableError, NoImageError) as reason:
+    except (UnavailableError, NoImageError, RuntimeError) as reason:  # torch's own, as where its memory is short
         _LOG.warning("thinkguard: on %s the work is done on the host, for its kernels do not run there: %s", device, reason)
         return None
     return kernels
