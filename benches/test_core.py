@@ -96,6 +96,33 @@ def test_core_step_scalars(benchmark: Any, walk_of: Callable[[str], Walk], tmp_p
     walk.check(False, 0)
 
 
+@pytest.mark.parametrize("what", ["launch", "step of 64 slots"])
+def test_launch(benchmark: Any, sizes: Sizes, what: str) -> None:
+    """What the host pays to start a kernel: the real launcher on a driver that does nothing. 5 us at most for a launch."""
+    torch = pytest.importorskip("torch", reason="the slots are torch's")
+    from tests.standin import standin
+    from thinkguard.device.slots import DeviceSlots
+    from thinkguard.device.tables import DeviceProgram
+
+    driver, num = standin(), 64
+    program = ThinkProgram("think", made_vocabulary(2048, marker_tokens=True))
+    slots = DeviceSlots(DeviceProgram(program, "cpu", driver.kernels()), num)
+    for slot in range(num):
+        slots.stage(slot, program.bind(ThinkPolicy()))
+    slots.flush()
+    where, tokens = torch.arange(num, dtype=torch.int32), torch.zeros(num, 100, dtype=torch.int32)
+    zero, total, logits = torch.zeros_like(where), torch.full((num,), 50, dtype=torch.int32), torch.zeros(num, 2048)
+    runs = {
+        "launch": lambda: slots._launch(num, 0),
+        "step of 64 slots": lambda: slots.apply(logits, where, zero, zero, tokens, total, total),
+    }
+    with driver.doing_nothing():
+        benchmark.pedantic(runs[what], rounds=60, iterations=STEPS, warmup_rounds=3)
+    assert driver.launch.num_blocks == num
+    benchmark.extra_info["what"] = what
+    assert benchmark.disabled or what != "launch" or not sizes.full or benchmark.stats.stats.median < 5e-6
+
+
 def scalar_writes(walk: Walk, folder: Path) -> Callable[[int], None]:
     """The scalars that a quiet step of the marker-token vocabulary touches, as often as `Walk.many` does."""
     source, library = Path(__file__).with_name("scalar_writes.c"), folder / "touch.so"

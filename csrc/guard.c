@@ -95,8 +95,13 @@ void tg_guard_slot(const tg_slots_step* step, int32_t row) {
   int32_t at = tg_id(&step->slot_of, row);
   if (at < 0 || at >= step->num_slots) return;
   tg_slot slot = step->slots[at];
+  TG_SHARED int32_t lengths[2]; /* read once: they may be the host's memory, and all lanes have to see the same */
+  TG_ALONE {
+    lengths[0] = tg_id(&step->total, at);
+    lengths[1] = tg_id(&step->prompt, at);
+  }
   tg_meet(); /* all have read what one of them writes */
-  int32_t total = tg_id(&step->total, at), prompt = tg_id(&step->prompt, at);
+  int32_t total = lengths[0], prompt = lengths[1];
   if (!slot.is_guarded || total < 0 || total > step->capacity || prompt < 0 || prompt > total) return;
   if (slot.folded > total || slot.folded < prompt) slot.folded = -1; /* not the tokens that the slot had */
   slot.prompt = prompt;

@@ -307,6 +307,17 @@ def test_where_the_kernels_do_not_run_the_host_edits(monkeypatch):
     assert not guard.binding.device_tables
 
 
+def test_ids_of_another_width_go_by_the_host(monkeypatch):
+    """The kernels read ids of 4 and of 8 bytes."""
+    monkeypatch.setattr(hf_scores, "_ON_CPU", True)
+    ids, scores = prompt(TEXT), torch.zeros(1, TEXT.num_tokens)
+    kinds = (torch.int64, torch.int32, torch.int16, torch.uint8)
+    assert [hf_scores.runs_on_device(ids.to(kind), scores) for kind in kinds] == [True, True, False, False]
+    guard = ThinkLogitsProcessor(TEXT, format=FORMAT, max_thinking_tokens=0)
+    wide, narrow = (guard(ids.to(kind), scores.clone()) for kind in (torch.int64, torch.int16))
+    assert torch.equal(wide, narrow)
+
+
 def test_scores_of_a_type_that_the_core_does_not_know_are_refused(place):
     guard, ids = ThinkLogitsProcessor(TEXT, format=FORMAT), prompt(TEXT)
     own = AttachedProcessor(guard.binding, make_model(TEXT).generation_config, ids.shape[1])
@@ -514,7 +525,11 @@ def test_continuous_batching_leaves_the_callers_config_and_sees_an_unguarded_man
         used = model.init_continuous_batching(None, config)
         assert used.per_request_processors
         assert used.use_async_batching is False
+        assert used.use_cuda_graph is False, "a replayed graph asks nobody"
         assert vars(config) == before
+        for graphs in (True, (False, True)):
+            with pytest.raises(UnsupportedError, match="use_cuda_graph=True replays steps"):
+                model.init_continuous_batching(None, transformers.ContinuousBatchingConfig(use_cuda_graph=graphs))
         model._cached_continuous_batching_manager = used
         model.init_continuous_batching(None, config)
         model._cached_continuous_batching_manager = object()

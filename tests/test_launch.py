@@ -172,6 +172,28 @@ def test_where_a_call_is_refused_the_host_does_the_work_with_one_warning(driver,
     assert re.match(rf"thinkguard: on cuda:0 the work is done on the host, .*: {call}\S*: error 999; please report", said)
 
 
+def test_where_the_cubin_is_refused_the_ptx_is_tried(driver, monkeypatch, tmp_path):
+    """As on Tegra, whose drivers take none that was made for a desktop."""
+    monkeypatch.setattr(images, "FOLDER", tmp_path)
+    for name, image in (("sm_90", b"\x7fELF"), ("compute_75", b".version 8.7")):
+        (tmp_path / f"{name}.z").write_bytes(zlib.compress(image))
+    (tmp_path / "images.json").write_text('{"images": {"sm_90": {}, "compute_75": {}}}', encoding="utf-8")
+    loaded = []
+
+    class Picky:
+        def __getattr__(self, name):
+            return getattr(driver.library, name)
+
+        def cuLibraryLoadData(self, library, image, *rest):
+            loaded.append(bytes(image[:4]))
+            return 209 if image[:4] == b"\x7fELF" else driver.library.cuLibraryLoadData(library, image, *rest)
+
+    one = Driver()
+    one.library = Picky()
+    prove(DeviceKernels(0, one), CPU)
+    assert [image == b"\x7fELF" for image in loaded] == [True, False]
+
+
 def test_a_gpu_that_does_what_the_host_does_is_used(driver, gpu, caplog):
     found = kernels.kernels_of(gpu)
     assert isinstance(found, DeviceKernels)

@@ -146,6 +146,19 @@ def test_one_launch_for_all_rows_none_without_a_guard_and_no_word_from_the_devic
     assert launches[1:] == [("guard_slots", 3)]
 
 
+def test_nothing_is_allocated_while_the_model_is_loaded(monkeypatch):
+    """What is, vLLM throws away when it sleeps (level 2): the guard is made there, and its memory with the first request."""
+    kernels = Recorder()
+    monkeypatch.setattr(v2, "kernels_of", lambda device: kernels)
+    runner = Runner("meta")
+    assert runner.guard._made is None
+    assert not runner.guard.add_request(1, None)
+    runner.guard.apply_staged_writes()
+    assert runner.guard._made is None
+    assert runner.guard.add_request(0, {"max_thinking_tokens": 3})
+    assert runner.guard._made is not None
+
+
 def test_where_the_kernels_do_not_run_the_host_does_it(way):
     assert type(Runner().guard._slots) is way
 

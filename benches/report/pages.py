@@ -116,6 +116,8 @@ def watched(results: Results) -> Iterator[tuple[str, str]]:
     yield "... with markers as text", spread(core["quiet, text markers"], 1e9 / core["quiet"]["rows"], "ns per row")
     yield "... over the scalar memory accesses of it alone", ratio(results.row("test_core_step_scalars"))
     yield "... behind 32,768 thinking tokens over none", ratio(results.row("test_core_step_long"))
+    for row in results.rows("test_launch"):
+        yield f"what the host pays for a {row['what']} on a GPU, its driver's time aside", spread(row, 1e6, "us")
     for row in results.rows("test_v1_step"):
         theirs = 1 / row["ratio"]["median"]
         what = f"vLLM V1, 32 requests of {row['length']:,} thinking tokens, caches {row['cache']}"

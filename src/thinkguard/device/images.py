@@ -37,15 +37,27 @@ def load(major: int, minor: int) -> bytes:
 
     NoImageError, if there is none, or none that it could run.
     """
+    name = _names_for(major, minor)[0]
+    return read(name) + b"\0" * name.startswith("compute")
+
+
+def fallback(major: int, minor: int) -> bytes | None:
+    """The PTX for a GPU whose driver refuses the cubin of its major version, as those of Tegra may; None: there is none."""
+    names = _names_for(major, minor)
+    return read(names[1]) + b"\0" if len(names) > 1 else None
+
+
+def _names_for(major: int, minor: int) -> list[str]:
+    """The cubin that fits best, and the PTX that does; NoImageError for neither."""
     names = list(manifest()["images"])
     known = [(found[1], int(found[2]), int(found[3])) for name in names if (found := re.fullmatch(r"(\w+)_(\d+)(\d)", name))]
     older = [version for version in known if version[1:] <= (major, minor)]
-    if fitting := [version for version in older if version[:2] == ("sm", major)]:
-        return read("{}_{}{}".format(*max(fitting)))
-    if fitting := [version for version in older if version[0] == "compute"]:
-        return read("{}_{}{}".format(*max(fitting))) + b"\0"
-    have = ", ".join(names)
-    raise NoImageError(f"no GPU kernels for compute capability {major}.{minor}: this build has {have}")
+    cubins = [version for version in older if version[:2] == ("sm", major)]
+    ptx = [version for version in older if version[0] == "compute"]
+    if not (cubins or ptx):
+        have = ", ".join(names)
+        raise NoImageError(f"no GPU kernels for compute capability {major}.{minor}: this build has {have}")
+    return ["{}_{}{}".format(*max(fitting)) for fitting in (cubins, ptx) if fitting]
 
 
 def read(name: str) -> bytes:

@@ -80,9 +80,14 @@ class DeviceKernels:
         call("cuInit", 0)
         call("cuDeviceGet", ctypes.byref(device), ordinal)
         version = tuple(self._attribute(device, which) for which in (_MAJOR, _MINOR))
-        image = images.load(*version)
+        image, other = images.load(*version), images.fallback(*version)
         call("cuDevicePrimaryCtxRetain", ctypes.byref(self.context), device)
-        call("cuLibraryLoadData", ctypes.byref(library), image, None, None, 0, None, None, 0)
+        try:
+            call("cuLibraryLoadData", ctypes.byref(library), image, None, None, 0, None, None, 0)
+        except UnavailableError:
+            if other is None:
+                raise
+            call("cuLibraryLoadData", ctypes.byref(library), other, None, None, 0, None, None, 0)
         self._functions = {name: self._function(library, name) for name in KERNELS}
 
     def _attribute(self, device: ctypes.c_int, which: int) -> int:

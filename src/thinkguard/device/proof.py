@@ -18,6 +18,7 @@ from thinkguard.device.launch import REPORT, HostKernels, Kernels, UnavailableEr
 from thinkguard.device.sequences import DeviceSequences
 from thinkguard.device.slots import DeviceSlots
 from thinkguard.device.tables import DTYPES, DeviceProgram
+from thinkguard.formats import ThinkFormat
 from thinkguard.policy import ThinkPolicy
 from thinkguard.vocabulary import Vocabulary
 
@@ -59,13 +60,19 @@ class Script:
     tokens: np.ndarray  # likely ones, drawn from
 
 
+def _grammar() -> ThinkFormat:
+    """The first family with a message grammar whose control tokens are those that the script has."""
+    known = map(ThinkFormat.from_name, ThinkFormat.names())
+    return next(format for format in known if format.channel and {*_HARMONY} >= {*format.controls})
+
+
 def scripts() -> Iterator[Script]:
     """Markers as tokens, markers as text beside tokens that double bytes, and a message grammar."""
     pieces = [bytes([byte]) for byte in range(256)] + _WORDS
     for format, texts, controls, doubles, eos, turn in (
         ("think", _TEXTS, ("<|im_start|>", "<eos>", "<think>", "</think>"), [], "<eos>", "<|im_start|>assistant\n"),
         ("think", _TEXTS, ("<|im_start|>", "<eos>"), [b"<", b"a"], "<eos>", "<|im_start|>assistant\n"),
-        ("gpt_oss_harmony", _MESSAGES, _HARMONY, [], "<|return|>", "<|start|>user<|message|>hi<|end|><|start|>assistant"),
+        (_grammar(), _MESSAGES, _HARMONY, [], "<|return|>", "<|start|>user<|message|>hi<|end|><|start|>assistant"),
     ):
         spelled = pieces + doubles
         added = {name: len(spelled) + i for i, name in enumerate(controls)}

@@ -48,8 +48,13 @@ def with_per_request_processors(model: Any) -> Iterator[None]:
             raise UnsupportedError(
                 "continuous batching with use_async_batching=True decides before the last token is known: set it to False"
             )
+        graphs = getattr(config, "use_cuda_graph", None)
+        if any(graphs) if isinstance(graphs, tuple) else graphs:
+            raise UnsupportedError(
+                "continuous batching with use_cuda_graph=True replays steps without asking the guard: set it to False"
+            )
         config.per_request_processors = True
-        config.use_async_batching = False
+        config.use_async_batching = config.use_cuda_graph = False
         managers.append(method(generation_config, config, *args, **kwargs))
         return managers[-1]
 

@@ -83,6 +83,7 @@ def check_arguments(input_ids: torch.Tensor, scores: torch.Tensor) -> None:
         )
 
 
+_IDS = (torch.int64, torch.int32)  # types of ids that the kernels read
 _ON_CPU = False  # whether what GPUs do is done on the CPU too, in place: in tests
 
 
@@ -90,7 +91,7 @@ def runs_on_device(input_ids: torch.Tensor, scores: torch.Tensor) -> bool:
     """Whether a step can be done where its tensors are, without a word to the host."""
     if not (scores.is_cuda or _ON_CPU):  # a flag: to spell `device.type` takes 10 us behind a model's step
         return False
-    if input_ids.device != scores.device or not input_ids.shape[1]:
+    if input_ids.device != scores.device or not input_ids.shape[1] or input_ids.dtype not in _IDS:
         return False
     from thinkguard.device.kernels import kernels_of
 

@@ -18,7 +18,6 @@ from thinkguard.device.slots import DeviceSlots
 from thinkguard.device.tables import DTYPES, DeviceProgram
 
 if TYPE_CHECKING:
-    from thinkguard.core.program import ThinkProgram
     from thinkguard.vllm.engine_requests import Requests
 
 
@@ -27,7 +26,8 @@ class V2Slots:
 
     def __init__(self, requests: Requests, req_states: Any) -> None:
         self._requests, self._host = requests, req_states
-        self._slots = _slots_on(req_states.device, requests.program, req_states.max_num_reqs)
+        self._kernels = kernels_of(req_states.device)  # proved now, before the first request
+        self._made: DeviceSlots | HostSlots | None = None
         self._guarded = np.zeros(req_states.max_num_reqs, np.bool_)
 
     def add_request(self, slot: int, params: Any) -> bool:
@@ -35,7 +35,8 @@ class V2Slots:
         guard = self._requests.guard_of(params)
         self._guarded[slot] = guard is not None
         if guard is None:
-            self._slots.stage(slot, None)
+            if self._made is not None:
+                self._made.stage(slot, None)
             return False
         limit = self._requests.limit_of(params, int(self._host.prompt_len.np[slot]))
         self._slots.stage(slot, guard.bound, min(limit, 2**30), guard.guards_raw)
@@ -43,7 +44,8 @@ class V2Slots:
 
     def apply_staged_writes(self) -> None:
         """Send the slots that were taken into use to the device, in one transfer; none without any."""
-        self._slots.flush()
+        if self._made is not None:
+            self._made.flush()
 
     def apply(self, logits: torch.Tensor, ctx: Any) -> torch.Tensor:
         """Edit the logits in place; no launch unless a request of the batch is guarded. logits: [num_rows, vocab_size]"""
@@ -63,10 +65,17 @@ class V2Slots:
             host.all_token_ids.gpu, host.total_len.gpu, host.prompt_len.gpu,
         )  # fmt: skip
 
+    @property
+    def _slots(self) -> DeviceSlots | HostSlots:
+        """The slots where their tensors are, if the kernels run there; else the host path, which waits for them.
 
-def _slots_on(device: torch.device, program: ThinkProgram, num_slots: int) -> DeviceSlots | HostSlots:
-    """The slots where their tensors are, if the kernels run there; else the host path, which waits for them."""
-    kernels = kernels_of(device)
-    if kernels is None:
-        return HostSlots(program, num_slots)
-    return DeviceSlots(DeviceProgram(program, device, kernels), num_slots)
+        Made for the first guarded request. vLLM makes its processors while it loads the model's weights, and what is
+        allocated then it throws away with them when it is put to sleep (level 2), without a word to us.
+        """
+        if self._made is None:
+            program, num_slots = self._requests.program, self._host.max_num_reqs
+            if self._kernels is None:
+                self._made = HostSlots(program, num_slots)
+            else:
+                self._made = DeviceSlots(DeviceProgram(program, self._host.device, self._kernels), num_slots)
+        return self._made
