@@ -296,6 +296,7 @@ def test_continuous_batching():
 def test_where_the_kernels_do_not_run_the_host_edits(monkeypatch):
     """On a GPU of another maker, or behind a driver that refuses them."""
     monkeypatch.setattr(hf_scores, "_ON_CPU", True)
+    monkeypatch.setattr(hf_scores, "_RUN_ON", {})
     monkeypatch.setattr(device_kernels, "kernels_of", lambda device: None)
     model, ids = make_model(TEXT), prompt(TEXT)
     guard = ThinkLogitsProcessor(TEXT, format=FORMAT, max_thinking_tokens=6, max_answer_tokens=5)

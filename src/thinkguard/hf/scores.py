@@ -84,6 +84,7 @@ def check_arguments(input_ids: torch.Tensor, scores: torch.Tensor) -> None:
 
 
 _IDS = (torch.int64, torch.int32)  # types of ids that the kernels read
+_RUN_ON: dict[torch.device, bool] = {}  # device -> whether the kernels run there, so that a step asks nobody
 _ON_CPU = False  # whether what GPUs do is done on the CPU too, in place: in tests
 
 
@@ -93,6 +94,8 @@ def runs_on_device(input_ids: torch.Tensor, scores: torch.Tensor) -> bool:
         return False
     if input_ids.device != scores.device or not input_ids.shape[1] or input_ids.dtype not in _IDS:
         return False
-    from thinkguard.device.kernels import kernels_of
+    if scores.device not in _RUN_ON:
+        from thinkguard.device.kernels import kernels_of
 
-    return kernels_of(scores.device) is not None
+        _RUN_ON[scores.device] = kernels_of(scores.device) is not None
+    return _RUN_ON[scores.device]
