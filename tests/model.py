@@ -79,9 +79,9 @@ class Model:
         self.is_channel = channel is not None
         self.start_space = format.open_text[len(format.starts[0]) :]
         self.end_space = format.close_text.split(format.ends[0])[1]
-        self.open = self.spell(self.symbols(format.open_text))
-        self.close = self.spell(self.symbols(policy.close_message)) + self.spell(self.symbols(format.close_text))
-        self.off = self.spell(self.symbols(format.off_text or format.open_text + format.close_text))
+        self.open = self.spell_before_text(self.symbols(format.open_text))
+        self.close = self.spell_before_text(self.symbols(policy.close_message + format.close_text))
+        self.off = self.spell_before_text(self.symbols(format.off_text or format.open_text + format.close_text))
         self.extend = self.spell(self.symbols(policy.extend_message or ""))
         self.header = self.spell(self.symbols(channel.header)) if channel else []
         role = next((h for h in format.assistant_headers if channel and channel.header.startswith(h)), "")
@@ -120,6 +120,17 @@ class Model:
             else:
                 run.append(symbol)
         return tokens
+
+    def spell_before_text(self, symbols):
+        """Spell with a word behind it, whose own tokens are dropped again; as at a text's end where they share one."""
+        last = max((i + 1 for i, symbol in enumerate(symbols) if is_control(symbol)), default=0)
+        tokens, length = self.spell(symbols[:last]), 0
+        for token in self.spell((*symbols[last:], *b"A")) if symbols[last:] else []:
+            tokens.append(token)
+            length += len(self.bytes_of(token))
+            if length == len(symbols) - last:
+                return tokens
+        return self.spell(symbols)
 
     def bytes_of(self, token):
         return self.vocabulary.token_bytes(token) if token < self.vocabulary.num_tokens else b""
@@ -174,7 +185,7 @@ class Model:
     def finish_of(self, begun):
         """Rule 12: what finishes a half-written end, with the canonical white space behind it."""
         symbols = next(s for s, k, spelled in self.markers if k == "end" and not spelled and s[: len(begun)] == begun)
-        return self.spell(symbols[len(begun) :] + self.symbols(self.end_space))
+        return self.spell_before_text(symbols[len(begun) :] + self.symbols(self.end_space))
 
     # --- state ---
 
@@ -457,7 +468,7 @@ class Model:
         if self.phase == "before" and policy.opening == "force":
             begun, marker = self.half(self.text, "start")
             if begun and (len(begun) > 1 or is_control(begun[0])):
-                self.begin(self.spell(marker[len(begun) :] + self.symbols(self.start_space)))
+                self.begin(self.spell_before_text(marker[len(begun) :] + self.symbols(self.start_space)))
             else:
                 self.begin(self.open)
         elif self.phase == "before" and policy.opening == "forbid":

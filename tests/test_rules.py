@@ -598,6 +598,36 @@ def test_rule_19_text_before_the_close_cannot_turn_it_into_a_start():
 # --- ANSWER ---
 
 
+def as_gpt2_would(text):
+    """Ids of PIECES, white space split as GPT-2's pattern does: the last of it stays with the word behind it."""
+    ids, at = [], 0
+    while at < len(text):
+        space = len(text[at:]) - len(text[at:].lstrip("\n"))
+        run = text[at : at + space - (at + space < len(text))] if space > 1 else ""
+        whole = [piece.encode() for piece in ("\n\n", "</", "think", ">") if (run or text[at:]).startswith(piece)]
+        piece = b"\n" if space and run != "\n\n" else whole[0] if whole else text[at].encode()
+        ids.append(PIECES.index(piece))
+        at += len(piece)
+    return ids
+
+
+def test_rule_19_a_close_is_spelled_as_in_front_of_an_answer():
+    """SmolLM2 saw `>` `\n\n`, which its tokenizer never writes before a word, and went on thinking."""
+    vocabulary = Vocabulary.from_parts(
+        PIECES, added={"<eos>": len(PIECES), "<user>": len(PIECES) + 1}, eos_ids=[len(PIECES)], encode=as_gpt2_would
+    )
+    assert [PIECES[t] for t in vocabulary.encode("a>\n\n")] == [b"a", b">", b"\n\n"]
+    program = ThinkProgram("think", vocabulary)
+    for message in ("", "stop."):
+        state = program.start([len(PIECES) + 1], ThinkPolicy(max_thinking_tokens=0, close_message=message))
+        written = []
+        while state.decide().kind == FORCE:
+            written.append(PIECES[state.decide().token])
+            program.advance(state, state.decide().token)
+        assert b"".join(written).decode() == f"<think>\n{message}\n</think>\n\n"
+        assert written[-5:] == [b"</", b"think", b">", b"\n", b"\n"]
+
+
 def test_rule_20_an_answer_of_white_space_alone_cannot_go_on():
     guard = answering()
     for _ in range(8):

@@ -64,20 +64,21 @@ class _Alphabet:
                 symbols += part.encode()
         return tuple(symbols)
 
-    def token_ids(self, symbols: Symbols) -> list[int]:
-        """Spell symbols in the tokenizer's own way."""
+    def token_ids(self, symbols: Symbols, *, before_text: bool = False) -> list[int]:
+        """Spell symbols in the tokenizer's own way; `before_text`: as where a word comes behind them."""
         by_index = list(self.controls)
         token_ids: list[int] = []
         run = bytearray()
-        for symbol in (*symbols, None):
-            if symbol is not None and symbol < _CONTROL:
+        for symbol in symbols:
+            if symbol < _CONTROL:
                 run.append(symbol)
                 continue
             if run:
                 token_ids += self.vocabulary.encode_bytes(bytes(run))
                 run.clear()
-            if symbol is not None:
-                token_ids.append(by_index[symbol - _CONTROL])
+            token_ids.append(by_index[symbol - _CONTROL])
+        if run:
+            token_ids += self.vocabulary.encode_bytes(bytes(run), before_text=before_text)
         return token_ids
 
 
@@ -260,9 +261,9 @@ class _Spelling:
         self.format, self.alphabet, self.lifted = format, alphabet, lifted
         self.sequences: list[list[int]] = []
         channel = format.channel
-        self.open = self.spell(format.open_text)
-        self.close = self.spell(format.close_text)
-        self.off = self.spell(format.off_text or format.open_text + format.close_text)
+        self.open = self.spell(format.open_text, before_text=True)
+        self.close = self.spell(format.close_text, before_text=True)
+        self.off = self.spell(format.off_text or format.open_text + format.close_text, before_text=True)
         self.header_seq = self.channel_seq = self.header_tokens = 0
         if channel:
             header = self.spell(channel.header)
@@ -274,8 +275,8 @@ class _Spelling:
             )
         self._finish_nodes(list(patterns))
 
-    def spell(self, text: str) -> list[int]:
-        return self.alphabet.token_ids(self.alphabet.symbols(text)) if text else []
+    def spell(self, text: str, *, before_text: bool = False) -> list[int]:
+        return self.alphabet.token_ids(self.alphabet.symbols(text), before_text=before_text) if text else []
 
     def add(self, token_ids: list[int]) -> int:
         if token_ids not in self.sequences:
@@ -296,13 +297,13 @@ class _Spelling:
             begun_end = nodes["end_chars"][node] >= 2 or self.lifted["end_depth"][node] >= planned
             nodes["plan"][node] = self.alphabet.token_ids(rest)[0] if begun_end else first
             if nodes["end_chars"][node] >= 2:
-                finish = self.alphabet.token_ids(rest + behind_end)
+                finish = self.alphabet.token_ids(rest + behind_end, before_text=True)
                 nodes["finish"][node] = self.add(finish)
                 self.finishes.append((node, finish))
             begun = patterns[self.lifted["start_of"][node]][: self.lifted["start_depth"][node]]
             if self.lifted["start_of"][node] >= 0 and (len(begun) > 1 or begun[0] >= _CONTROL):
                 rest = patterns[self.lifted["start_of"][node]][len(begun) :]
-                nodes["open"][node] = self.add(self.alphabet.token_ids(rest + behind_start))
+                nodes["open"][node] = self.add(self.alphabet.token_ids(rest + behind_start, before_text=True))
 
     def arrays(self) -> Arrays:
         lengths = [len(sequence) for sequence in self.sequences]

@@ -116,15 +116,9 @@ class ThinkProgram:
             raise PolicyError(
                 f"max_answer_tokens={policy.max_answer_tokens} forces EOS, but no EOS is known: pass eos_token_id="
             )
-        ending, off = self._compiled.close, self._compiled.off
+        close, off = self._close(policy.close_message), self._compiled.off
         if bare_close:
-            ending, off = self._bare(ending), self._bare(off)
-        close = [*self._message("close_message", policy.close_message), *ending]
-        if policy.close_message and self.tables.kinds_on_the_way(np.array(close, np.int32)) & ~self._kinds_of(ending):
-            raise PolicyError(
-                f"close_message={policy.close_message!r} could complete a marker together with the close sequence of "
-                f"format {self.format.name!r}: reword its end"
-            )
+            close, off = self._bare(close), self._bare(off)
         extend = self._message("extend_message", policy.extend_message or "")
         fields = _fields_of(policy) | {"longest_close": max(len(close), self._compiled.scalars["longest_finish"])}
         sequences = [self._compiled.open, close, off, extend]
@@ -157,6 +151,20 @@ class ThinkProgram:
                 f"format {self.format.name!r}: token {token_id}, {self.vocabulary.token_bytes(token_id)!r}, is in the EOS "
                 "set and also needed to write a marker, its white space or a message: pass eos_token_id= without it"
             )
+
+    def _close(self, message: str) -> list[int]:
+        """The close sequence, spelled as one text: what stands in front of white space changes how it is spelled."""
+        if not self._message("close_message", message):
+            return self._compiled.close
+        text = message + self.format.close_text
+        close = self.vocabulary.encode_bytes(text.encode(), before_text=True)
+        wanted = self._kinds_of(self._compiled.close)
+        if self.tables.kinds_on_the_way(np.array(close, np.int32)) & ~wanted or self._kinds_of(close) != wanted:
+            raise PolicyError(
+                f"close_message={message!r} could complete a marker together with the close sequence of "
+                f"format {self.format.name!r}: reword its end"
+            )
+        return close
 
     def _message(self, field: str, text: str) -> list[int]:
         """Spell a message; refuse one that holds special tokens, or that could complete a marker from any state."""

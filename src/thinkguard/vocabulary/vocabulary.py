@@ -22,6 +22,9 @@ from thinkguard.vocabulary import readers, tokenizer_files
 from thinkguard.vocabulary.readers import Encoder, Reading
 
 
+_WORD = "A"  # any word, for spelling what stands in front of one
+
+
 class TokenFlag(IntFlag):
     """What a token is besides its bytes; the values are pinned, C reads them."""
 
@@ -87,12 +90,23 @@ class Vocabulary:
                 token_ids += self._spell(part, self._encoders)
         return token_ids
 
-    def encode_bytes(self, data: bytes) -> list[int]:
-        """`encode` for bytes, which may begin or end inside a character; those are spelled by the longest tokens."""
+    def encode_bytes(self, data: bytes, *, before_text: bool = False) -> list[int]:
+        """`encode` for bytes, which may begin or end inside a character; those are spelled by the longest tokens.
+
+        With `before_text` they are spelled as where a word comes behind them: there some tokenizers write two line breaks
+        as two tokens, which at a text's end are one, and a model has only ever seen the former in front of its answer.
+        """
         try:
-            return self.encode(data.decode())
+            text = data.decode()
         except UnicodeDecodeError:
             return self._longest_match(data)
+        if before_text and data:
+            token_ids, length = self.encode(text + _WORD), 0
+            for index, token_id in enumerate(token_ids):
+                length += len(self.token_bytes(token_id))
+                if length == len(data):
+                    return token_ids[: index + 1]
+        return self.encode(text)
 
     def _spell(self, part: str, encoders: tuple[Encoder, ...]) -> list[int]:
         wanted = part.encode()
