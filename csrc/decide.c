@@ -6,23 +6,44 @@ static void force(tg_action* action, int32_t token) {
   *action = forced;
 }
 
+static int is_quote_or_bracket(uint32_t byte) {
+  return byte == '"' || byte == '\'' || byte == '`' || byte == '(' || byte == '[' || byte == '{' || byte == '<' ||
+         byte == '>';
+}
+
+/* TG_BEGINS_END where whatever begins an end can hardly be anything else: no markup so far, less than two characters of an end
+ * written, no quote or bracket before them; else 0. */
+static int32_t begun_ends(const tg_program* program, const tg_state* state) {
+  int32_t chars = program->nodes[state->node].end_chars;
+  if (chars >= 2 || state->flags & TG_STATE_MARKUP) return 0;
+  uint32_t before = (uint32_t)state->tail;
+  if (chars) { /* step over the character that is written */
+    while ((before & 0xC0) == 0x80) before >>= 8;
+    before >>= 8;
+  }
+  return is_quote_or_bracket(before & 0xFF) ? 0 : TG_BEGINS_END;
+}
+
 static void decide_thinking(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
   const tg_node* node = &program->nodes[state->node];
   action->forbidden |= TG_START | TG_ANSWER | TG_TOOL | TG_BODY | TG_HEADER | TG_CALL_END;
   if (state->thinking < policy->min_thinking_tokens) { /* 13 */
-    action->forbidden |= TG_END | TG_IMPLICIT | TG_GROWS_END;
+    int32_t ends = TG_END | TG_GROWS_END | begun_ends(program, state), begins;
+    action->forbidden |= ends | TG_IMPLICIT;
     action->flags |= TG_BAN_EOS;
-    if (extension_fits(program, policy, state, extension_length(policy))) { /* 18 */
-      action->flags |= TG_MOVE_END;
-      action->token = tg_policy_tokens(policy)[policy->seq_offset[TG_SEQ_EXTEND]];
+    if (state->flags & TG_STATE_SPOKEN && extension_fits(program, policy, state, extension_length(policy))) { /* 18 */
+      action->moved = ends;
+      action->token = extension_aim(policy, state->tail, &begins);
     }
   } else { /* 11 */
-    action->flags |= (policy->on_eos == TG_EOS_CLOSE ? TG_MOVE_EOS : TG_BAN_EOS) | TG_MOVE_IMPLICIT;
+    action->flags |= policy->on_eos == TG_EOS_CLOSE ? TG_MOVE_EOS : TG_BAN_EOS;
+    action->moved = TG_IMPLICIT;
     action->token = node->plan;
     if (policy->soft_thinking_tokens != TG_NO_LIMIT && state->thinking >= policy->soft_thinking_tokens) /* 17 */
       action->bias = policy->close_bias * (float)(state->thinking - policy->soft_thinking_tokens) /
                      (float)(policy->max_thinking_tokens - policy->soft_thinking_tokens);
   }
+  if (!(state->flags & TG_STATE_SPOKEN)) action->forbidden |= TG_HALF_START;
   int32_t left = thinking_left(program, policy, state);
   action->cut = left > 3 ? 0 : left > 1 ? left : 1; /* 15 */
 }
@@ -31,6 +52,19 @@ int32_t tg_answer_eos(const tg_program* program, const tg_policy* policy) {
   for (int32_t i = 0; i < policy->num_eos; i++)
     if (!(tg_event_at(program, tg_step(program, 0, policy->eos[i]))->kinds & TG_CALL_END)) return policy->eos[i];
   return policy->num_eos ? policy->eos[0] : -1;
+}
+
+/* 20a: a wish to close again is answered. Its sources are tokens that complete or begin an end; they lead to a line break, or,
+ * once a paragraph stands behind the first one, to EOS. */
+static void answer_wish(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
+  if (state->phase != TG_ANSWERING) return;
+  int32_t sources = TG_END | begun_ends(program, state);
+  action->forbidden |= sources;
+  if (state->node || !(program->nodes[0].marks & sources)) return;
+  if (!state->visible || ends_in_empty_line(state->tail)) return; /* the answer has to be written first */
+  int done = state->flags & TG_STATE_PARAGRAPH && state->visible >= policy->min_answer_tokens && policy->num_eos;
+  action->token = done ? tg_answer_eos(program, policy) : program->newline;
+  action->moved = action->token >= 0 ? sources : 0;
 }
 
 static void decide_answer(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
@@ -59,14 +93,18 @@ static void decide_answer(const tg_program* program, const tg_policy* policy, co
   }
   if (room < left) left = room;
   if (left >= 1 && left <= 3) action->cut = left;
+  if (left <= 1) action->forbidden |= TG_HALF_START | TG_HALF_END;
   if (policy->markers_in_answer == TG_MARKERS_ALLOW && state->phase == TG_ANSWERING && !program->is_channel) {
-    action->forbidden = answer_may_restart(policy, state) ? 0 : action->forbidden | TG_ANSWER;
+    action->forbidden = answer_may_restart(policy, state) ? 0 : TG_SPELLED | TG_MULTI | TG_ANSWER;
     return;
   }
   action->forbidden |= TG_END;
   if (!start_is_legal(program, policy, state) || program->is_channel) action->forbidden |= TG_START;
   if (!answer_may_restart(policy, state)) action->forbidden |= TG_ANSWER;
-  if (!program->is_channel) return;
+  if (!program->is_channel) {
+    answer_wish(program, policy, state, action);
+    return;
+  }
   action->forbidden |= TG_ANSWER | TG_TOOL | TG_BODY | TG_HEADER;
   if (state->body == TG_BODY_CALL) {
     action->flags |= TG_ONLY_CALL_END;
@@ -126,10 +164,12 @@ static void decide_header(const tg_program* program, const tg_policy* policy, co
   }
 }
 
-/* The step that is to cost nothing: an answer past its minimum and without limits, where no token leads to a marker.
- * `decide` would come to the same. */
+/* The step that is to cost nothing: an answer past its minimum and without limits, where no token completes a marker, and
+ * markup is there, so that none is taken for the beginning of an end. `decide` would come to the same. */
 static int answer_is_idle(const tg_program* program, const tg_policy* policy, const tg_state* state) {
-  return state->phase == TG_ANSWERING && !state->seq && !state->node && !program->nodes[0].marks && !program->num_never &&
+  int32_t marks = program->nodes[0].marks & ~(TG_OF_HALVES & ~TG_BEGINS_END);
+  if (state->flags & TG_STATE_MARKUP) marks &= ~TG_BEGINS_END;
+  return state->phase == TG_ANSWERING && !state->seq && !state->node && !marks && !program->num_never &&
          state->visible >= policy->min_answer_tokens && state->limit == TG_NO_LIMIT &&
          policy->max_answer_tokens == TG_NO_LIMIT;
 }

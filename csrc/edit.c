@@ -117,11 +117,6 @@ static int32_t missing_after(uint32_t info, int32_t pending) {
   return (int32_t)(info >> 24 & 3);
 }
 
-static uint32_t moved_kinds(const tg_action* action) {
-  return (action->flags & TG_MOVE_IMPLICIT ? (uint32_t)TG_IMPLICIT : 0) |
-         (action->flags & TG_MOVE_END ? (uint32_t)(TG_END | TG_GROWS_END) : 0);
-}
-
 static int eos_is_banned(const tg_program* program, const tg_action* action, int32_t token) {
   if (action->flags & (TG_BAN_EOS | TG_MOVE_EOS)) return 1;
   if (!(action->flags & (TG_ONLY_CALL_END | TG_NOT_CALL_END))) return 0;
@@ -137,7 +132,7 @@ int32_t tg_allows(const tg_program* program, const tg_policy* policy, const tg_a
   if (action->kind == TG_ALLOW) return tg_mark_allowed(mark, action->allowed);
   if (tg_is_eos(policy, token)) return !eos_is_banned(program, action, token);
   uint32_t info = tg_info(program, token);
-  if (tg_mark_banned(mark, action->forbidden) || mark & moved_kinds(action)) return 0;
+  if (tg_mark_banned(mark, action->forbidden) || mark & (uint32_t)action->moved) return 0;
   if (action->flags & TG_BAN_INERT && info & TG_INERT) return 0;
   if (action->flags & TG_BAN_BLANK && !(info & TG_VISIBLE)) return 0;
   if (action->cut && missing_after(info, action->pending) >= action->cut) return 0;
@@ -176,7 +171,7 @@ static void ban_cut(const logits_row* row, const tg_program* program, const tg_p
 static void ban_all(const logits_row* row, const tg_program* program, const tg_policy* policy, const tg_action* action) {
   TG_EACH(i, 0, policy->num_eos)
   if (eos_is_banned(program, action, policy->eos[i])) ban(row, policy->eos[i]);
-  uint32_t moved = moved_kinds(action);
+  uint32_t moved = (uint32_t)action->moved;
   if (program->nodes[action->node].marks & (action->forbidden | (int32_t)moved)) {
     TG_EACH(i, program->mark_offset[action->node], program->mark_offset[action->node + 1]) {
       uint32_t mask = program->mark_mask[i];
@@ -204,7 +199,7 @@ static float largest_moved(const logits_row* row, const tg_program* program, con
       if (value > largest) largest = value;
     }
   }
-  uint32_t moved = moved_kinds(action);
+  uint32_t moved = (uint32_t)action->moved;
   if (!(program->nodes[action->node].marks & (int32_t)moved)) return largest;
   TG_EACH(i, program->mark_offset[action->node], program->mark_offset[action->node + 1]) {
     if (!(program->mark_mask[i] & moved) || program->mark_token[i] >= row->width) continue;
@@ -287,7 +282,7 @@ void tg_prefetch(const tg_program* program, const tg_policy* policy, const tg_ac
   prefetch_logit(&row, action->token);
   if (action->flags & (TG_BAN_EOS | TG_MOVE_EOS | TG_ONLY_CALL_END | TG_NOT_CALL_END))
     for (int32_t i = 0; i < policy->num_eos; i++) prefetch_logit(&row, policy->eos[i]);
-  uint32_t moved = moved_kinds(action);
+  uint32_t moved = (uint32_t)action->moved;
   if (program->nodes[action->node].marks & (action->forbidden | (int32_t)moved)) {
     int32_t begin = program->mark_offset[action->node], end = program->mark_offset[action->node + 1], left = MOST_PREFETCHED;
     for (int32_t i = begin; i < end && left; i++) {

@@ -28,6 +28,7 @@ typedef struct {
   int32_t* output; /* [num_nodes] longest pattern that ends here or in a suffix + 1 */
   int32_t* below;  /* [num_nodes] kinds of the patterns that go on from here */
   int32_t* leaf;
+  int32_t* start_chars; /* [num_nodes] characters of the half-written start */
   tg_array events, except_token, except_step, mark_token, mark_mask;
 } builder;
 
@@ -73,6 +74,7 @@ static tg_status grow_trie(builder* b) {
   b->output = zeros(most, sizeof *b->output);
   b->below = zeros(most, sizeof *b->below);
   b->leaf = zeros(most, sizeof *b->leaf);
+  b->start_chars = zeros(most, sizeof *b->start_chars);
   tg_lift* lift = b->lift;
   lift->delta = zeros(most * num_symbols, sizeof *lift->delta);
   lift->depth = zeros(most, sizeof *lift->depth);
@@ -81,8 +83,9 @@ static tg_status grow_trie(builder* b) {
   lift->start_depth = zeros(most, sizeof *lift->start_depth);
   lift->start_of = zeros(most, sizeof *lift->start_of);
   lift->nodes = zeros(most, sizeof *lift->nodes);
-  if (!b->child || !b->fail || !b->symbol || !b->parent || !b->own || !b->output || !b->below || !b->leaf || !lift->delta ||
-      !lift->depth || !lift->end_depth || !lift->end_of || !lift->start_depth || !lift->start_of || !lift->nodes)
+  if (!b->child || !b->fail || !b->symbol || !b->parent || !b->own || !b->output || !b->below || !b->leaf ||
+      !b->start_chars || !lift->delta || !lift->depth || !lift->end_depth || !lift->end_of || !lift->start_depth ||
+      !lift->start_of || !lift->nodes)
     return TG_NO_MEMORY;
   lift->num_symbols = (int32_t)num_symbols;
   int32_t num_nodes = 1;
@@ -183,6 +186,7 @@ static void measure_nodes(builder* b) {
         lift->start_of[n] = pattern_through(b, c, TG_START);
         if (lift->start_of[n] >= 0) {
           node->start_bytes = bytes;
+          b->start_chars[n] = chars;
           lift->start_depth[n] = lift->depth[c];
         }
       }
@@ -299,6 +303,26 @@ static tg_status lift_root(builder* b) {
   return TG_OK;
 }
 
+/* Whether a symbol begins what people would not write by chance: ASCII punctuation, or a character of U+2000 to U+2FFF, all of
+ * them punctuation and symbols. */
+static int is_mark(int32_t symbol) {
+  return symbol == 0xE2 || (symbol > ' ' && symbol < 0x7F && !(symbol >= '0' && symbol <= '9') &&
+                            !((symbol | 0x20) >= 'a' && (symbol | 0x20) <= 'z'));
+}
+
+static int is_quote_or_bracket(int32_t symbol) {
+  return symbol > 0 && symbol < CONTROL && strchr("\"'`([{<>", symbol) != NULL;
+}
+
+/* Whether a token that leads from `node` to `next` begins an end there, as TG_BEGINS_END says. */
+static int begins_end(const builder* b, int32_t node, int32_t token, int32_t next) {
+  const tg_lift* lift = b->lift;
+  if (lift->nodes[node].end_chars >= 2 || lift->nodes[next].end_chars < 2 || lift->nodes[next].reach) return 0;
+  if (!is_mark(b->patterns->symbols[b->patterns->offsets[lift->end_of[next]]])) return 0;
+  int64_t before = num_symbols_of(b->vocab, token) - lift->end_depth[next] - 1;
+  return before < 0 || !is_quote_or_bracket(symbol_at(b->vocab, token, before));
+}
+
 /* The mask of a token that leads from `node` by `step`. */
 static uint32_t mask_of(const builder* b, int32_t node, int32_t token, uint32_t step) {
   const tg_lift* lift = b->lift;
@@ -306,6 +330,9 @@ static uint32_t mask_of(const builder* b, int32_t node, int32_t token, uint32_t 
   const tg_node* next = &lift->nodes[step & 0xFFFF];
   uint32_t mask = (uint32_t)event->kinds | (uint32_t)next->reach << 16;
   if (next->end_chars > 2) mask |= TG_GROWS_END;
+  if (next->end_chars >= 2 && !next->reach) mask |= TG_HALF_END;
+  if (b->start_chars[step & 0xFFFF] >= 2 && !next->reach) mask |= TG_HALF_START;
+  if (begins_end(b, node, token, (int32_t)(step & 0xFFFF))) mask |= TG_BEGINS_END;
   if (lift->nodes[node].reach || (!node && b->vocab->control[token] >= 0)) {
     int64_t depth = lift->depth[node] + num_symbols_of(b->vocab, token);
     if (step >> 16) {
@@ -365,10 +392,11 @@ static tg_status keep_mark(builder* b, int32_t node, int32_t token, uint32_t mas
   return status ? status : push(&b->mark_mask, &mask);
 }
 
-/* A node's marks: the root's, replaced by its own where the node has an exception. TG_EXTENDS is dropped from what is copied:
- * it says of a token that it continues what is half written, which holds at the node it was found at alone. */
+/* A node's marks: the root's, replaced by its own where the node has an exception. Dropped from what is copied is what says of a
+ * token how it goes on from the root: that it continues what is half written there, or begins an end there. */
 static tg_status mark_node(builder* b, int32_t node, const exception* found, size_t count, size_t num_root_marks) {
   tg_status status = TG_OK;
+  uint32_t dropped = (uint32_t)TG_EXTENDS | (b->lift->nodes[node].end_chars >= 2 ? (uint32_t)TG_BEGINS_END : 0);
   size_t r = 0, e = 0;
   while (!status && (r < num_root_marks || e < count)) {
     const int32_t* tokens = b->mark_token.data;
@@ -378,7 +406,7 @@ static tg_status mark_node(builder* b, int32_t node, const exception* found, siz
       status = keep_mark(b, node, found[e].token, mask_of(b, node, found[e].token, found[e].step));
       e++;
     } else {
-      status = keep_mark(b, node, at_root, ((const uint32_t*)b->mark_mask.data)[r] & ~(uint32_t)TG_EXTENDS);
+      status = keep_mark(b, node, at_root, ((const uint32_t*)b->mark_mask.data)[r] & ~dropped);
       r++;
     }
   }
@@ -445,6 +473,7 @@ static void builder_clear(builder* b) {
   free(b->output);
   free(b->below);
   free(b->leaf);
+  free(b->start_chars);
   free(b->events.data);
   free(b->except_token.data);
   free(b->except_step.data);

@@ -137,7 +137,10 @@ static void settle(const tg_program* program, const tg_policy* policy, tg_state*
 
 /* --- what a token did --- */
 
+enum { OF_TEXT = TG_STATE_MARKUP | TG_STATE_PARAGRAPH | TG_STATE_SPOKEN };
+
 static void begin_block(tg_state* state, tg_loop* loop, const tg_event* event) {
+  state->flags &= ~OF_TEXT;
   state->phase = TG_THINKING;
   state->closed_by = TG_BY_NONE;
   state->block = 0;
@@ -146,6 +149,7 @@ static void begin_block(tg_state* state, tg_loop* loop, const tg_event* event) {
 }
 
 static void begin_answer(tg_state* state, int32_t body, int32_t visible) {
+  state->flags &= ~OF_TEXT;
   state->phase = TG_ANSWERING;
   state->body = body;
   state->visible = visible;
@@ -237,6 +241,19 @@ static void extend_tail(const tg_program* program, tg_state* state, uint32_t inf
   state->tail = (int32_t)(length >= 4 ? program->tail[token] : (uint32_t)state->tail << 8 * length | program->tail[token]);
 }
 
+/* Note markup, but for the one character at the text's end that an end may still come of: it counts with the token behind it. */
+static inline void note_markup(const tg_program* program, tg_state* state, int32_t node_before, uint32_t info) {
+  if (program->nodes[node_before].end_chars == 1 || (info & TG_MARKUP && program->nodes[state->node].end_chars != 1))
+    state->flags |= TG_STATE_MARKUP;
+}
+
+/* Note what kind of text an answer holds, before a token is counted; `tail` is the text's before it. */
+static inline void note_answer(const tg_program* program, tg_state* state, int32_t node_before, int32_t tail,
+                               uint32_t info) {
+  note_markup(program, state, node_before, info);
+  if (info & TG_VISIBLE && ends_in_empty_line(tail) && state->visible) state->flags |= TG_STATE_PARAGRAPH;
+}
+
 static void count_answer(tg_state* state, int32_t visible, int forced) {
   if (visible) count(&state->visible);
   if (!forced) count(&state->answer);
@@ -250,7 +267,7 @@ static void account(const tg_program* program, const tg_policy* policy, tg_state
   uint32_t info = tg_info(program, token);
   uint32_t step = tg_step(program, state->node, token);
   const tg_event* event = tg_event_at(program, step);
-  int32_t node_before = state->node;
+  int32_t node_before = state->node, tail_before = state->tail;
   int forced = state->seq && next_in_sequence(program, policy, state) == token;
   state->flags &= ~(TG_STATE_LOOP | TG_STATE_VIOLATION | TG_STATE_FORCED);
   if (forced) {
@@ -272,8 +289,12 @@ static void account(const tg_program* program, const tg_policy* policy, tg_state
   if (event->last && !quoted && follow_marker(program, policy, state, loop, was, event)) return;
   int32_t visible = (info & TG_VISIBLE) != 0;
   if (was == TG_THINKING) {
-    int extends = !forced && extension_fits(program, policy, state, extension_length(policy) - 1) &&
-                  token == tg_policy_tokens(policy)[policy->seq_offset[TG_SEQ_EXTEND]];
+    int32_t begins = 0;
+    int extends = !forced && state->flags & TG_STATE_SPOKEN &&
+                  extension_fits(program, policy, state, extension_length(policy) - 1) &&
+                  token == extension_aim(policy, tail_before, &begins) && begins;
+    note_markup(program, state, node_before, info);
+    if (visible && !program->nodes[state->node].start_bytes) state->flags |= TG_STATE_SPOKEN;
     if (in_start_space(program, state, info, token) || forced) return;
     count(&state->thinking);
     count(&state->block);
@@ -298,6 +319,7 @@ static void account(const tg_program* program, const tg_policy* policy, tg_state
       begin_answer(state, TG_BODY_FINAL, 0);
       visible = 1; /* if not this token, then the half-written start before it */
     }
+    note_answer(program, state, node_before, tail_before, info);
     count_answer(state, visible, forced);
   }
 }
@@ -352,6 +374,7 @@ void tg_advance(const tg_program* program, const tg_policy* policy, tg_state* st
   }
   count(&state->length);
   state->flags &= ~(TG_STATE_LOOP | TG_STATE_VIOLATION | TG_STATE_FORCED);
+  note_answer(program, state, 0, state->tail, info);
   extend_tail(program, state, info, token);
   count_answer(state, (info & TG_VISIBLE) != 0, 0);
 }
@@ -369,6 +392,10 @@ int32_t tg_take_run(const tg_program* program, const tg_policy* policy, tg_state
   int32_t token = TG_LANE < num_tokens ? tokens[TG_LANE] : -1;
   uint32_t info = tg_info(program, token);
   int plain = token >= 0 && info & TG_TEXT && !program->step[token] && !(sampled && tg_is_eos(policy, token));
+  if (answers && !(state->flags & TG_STATE_PARAGRAPH)) { /* no token of a run stands behind an empty line */
+    if (ends_in_empty_line(state->tail)) return 0;
+    plain = plain && (program->tail[token] & 0xFF) != '\n';
+  }
   int32_t run = tg_first(!plain) - 4;
   if (thinks) {
     int32_t room = thinking_left(program, policy, state);
@@ -376,12 +403,15 @@ int32_t tg_take_run(const tg_program* program, const tg_policy* policy, tg_state
     if (room < run) run = room;
   }
   if (run <= 0) return 0;
+  state->tail = (int32_t)program->tail[tokens[run - 1]];
   int32_t shown = tg_count(TG_LANE < run && info & TG_VISIBLE), behind = run - 1 - TG_LANE;
   int32_t blank = tg_first(behind >= 0 && tg_info(program, tokens[behind]) & TG_VISIBLE); /* behind the last one */
   state->flags &= ~(TG_STATE_LOOP | TG_STATE_VIOLATION | TG_STATE_FORCED);
   if (sampled) count_many(&state->length, run);
   if (shown) *silent = 0;
+  if (tg_any(TG_LANE < run && info & TG_MARKUP)) state->flags |= TG_STATE_MARKUP;
   if (thinks) {
+    if (shown) state->flags |= TG_STATE_SPOKEN;
     count_many(&state->thinking, run);
     count_many(&state->block, run);
   } else {

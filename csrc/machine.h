@@ -66,9 +66,12 @@ static inline int tg_is_eos(const tg_policy* policy, int32_t token) {
 /* The tokens of the policy's sequences, which lie behind it in the same block of memory. */
 static inline const int32_t* tg_policy_tokens(const tg_policy* policy) { return (const int32_t*)policy + policy->tokens; }
 
+/* What a mark says of half-written markers, beside the kinds that the token completes. */
+enum { TG_OF_HALVES = TG_EXTENDS | TG_GROWS_END | TG_BEGINS_END | TG_HALF_START | TG_HALF_END };
+
 /* Whether a token with this mark goes on towards, or completes, a marker of the kinds that are legal, and nothing else. */
 static inline int tg_mark_allowed(uint32_t mask, int32_t legal) {
-  int32_t kinds = (int32_t)(mask & 0xFFFF) & ~(TG_EXTENDS | TG_GROWS_END);
+  int32_t kinds = (int32_t)(mask & 0xFFFF) & ~TG_OF_HALVES;
   return mask & TG_EXTENDS && ((kinds ? kinds : (int32_t)(mask >> 16)) & legal);
 }
 
@@ -144,6 +147,20 @@ static inline int extension_fits(const tg_program* program, const tg_policy* pol
   return state->limit == TG_NO_LIMIT || room_of(state) - close_room(program, policy) >= rest;
 }
 
+/* The token that a wish to end leads to below the minimum: the next of the line breaks in front of the message that the text
+ * does not end with yet, else, and then *begins is 1, the message's first (18). */
+static inline int32_t extension_aim(const tg_policy* policy, int32_t tail, int32_t* begins) {
+  int32_t have = policy->lead_bytes;
+  while (have) {
+    uint32_t begun = (uint32_t)policy->lead_word >> 8 * (policy->lead_bytes - have);
+    uint32_t mask = have == 4 ? UINT32_MAX : ((uint32_t)1 << 8 * have) - 1;
+    if (((uint32_t)tail & mask) == begun) break;
+    have--;
+  }
+  *begins = have == policy->lead_bytes;
+  return *begins ? tg_policy_tokens(policy)[policy->seq_offset[TG_SEQ_EXTEND]] : policy->lead[have];
+}
+
 static inline int32_t extension_length(const tg_policy* policy) {
   return policy->seq_offset[TG_SEQ_EXTEND + 1] - policy->seq_offset[TG_SEQ_EXTEND];
 }
@@ -166,6 +183,9 @@ static inline int32_t answer_left(const tg_policy* policy, const tg_state* state
 }
 
 /* --- text --- */
+
+/* Whether the text ends in an empty line. */
+static inline int ends_in_empty_line(int32_t tail) { return ((uint32_t)tail & 0xFFFF) == 0x0A0A; }
 
 /* Bytes that the text's last character still misses; 0 if it is whole or already invalid. */
 static inline int32_t pending_bytes(int32_t tail) {

@@ -46,7 +46,12 @@ enum {
   TG_RECIPIENT = 1 << 9,  /* channel formats: names a tool in a free header ("to=") */
   TG_MULTI = 1 << 10,     /* of a token: completes more than one marker, so no structure has room for it */
   TG_GROWS_END = 1 << 11, /* of a token: takes a half-written text end beyond two characters */
-  TG_EXTENDS = 1 << 12    /* of a token: all of it continues the marker that the node has half written */
+  TG_EXTENDS = 1 << 12,   /* of a token: all of it continues the marker that the node has half written */
+  /* of a token: takes an end in plain bytes from fewer than two characters to two or more. Only ends that begin with a mark
+     of punctuation or a symbol count, and none behind a quote or bracket in the same token. */
+  TG_BEGINS_END = 1 << 13,
+  TG_HALF_START = 1 << 14, /* of a token: leaves a start half written in plain bytes, two characters of it or more */
+  TG_HALF_END = 1 << 15    /* of a token: the same of an end */
 };
 
 /* What a token is: the low byte of tg_program.info. Above it, in bytes: bits 8..15 its length and 16..23 its leading ASCII
@@ -57,7 +62,8 @@ enum {
   TG_VISIBLE = 1 << 1,  /* holds a byte outside ASCII white space, and is not inert */
   TG_INERT = 1 << 2,    /* dropped by skip_special_tokens or without text, and no marker's symbol */
   TG_BOUNDARY = 1 << 3, /* begins a turn or a role */
-  TG_RAW = 1 << 4       /* BOS or padding: a boundary that does not show a chat */
+  TG_RAW = 1 << 4,      /* BOS or padding: a boundary that does not show a chat */
+  TG_MARKUP = 1 << 5    /* holds the character that an end of TG_BEGINS_END begins with, or a backtick */
 };
 
 typedef enum { TG_BEFORE = 0, TG_THINKING = 1, TG_CLOSING = 2, TG_HEADING = 3, TG_ANSWERING = 4, TG_DONE = 5 } tg_phase;
@@ -138,6 +144,8 @@ typedef struct tg_program {
   int32_t header_tokens;        /* channel formats: most tokens from a message's end to an answer's body, 0 elsewhere */
   int32_t space_word;           /* canonical white space behind a start, its bytes packed big-endian */
   int32_t space_bytes;          /* of it, 0..4 */
+  int32_t newline;              /* the token that is a line break, -1: none that can be sampled */
+  int32_t unused;               /* 0 */
   const uint32_t* step;         /* [vocab_size] from the root: next node (< num_nodes) | event << 16 */
   const uint32_t* info;         /* [vocab_size] */
   const uint32_t* tail;         /* [vocab_size] the last 4 bytes, big-endian; fewer bytes: zeros in front */
@@ -188,6 +196,9 @@ typedef struct {
   int32_t num_eos;               /* 0..TG_MAX_EOS */
   int32_t eos[TG_MAX_EOS];       /* the first num_eos; eos[0] is the one that is forced */
   float close_bias;              /* logits, >= 0 */
+  int32_t lead_word;             /* line breaks in front of the extension's message, packed big-endian */
+  int32_t lead_bytes;            /* of them, 0..4 */
+  int32_t lead[4];               /* [k]: the token that goes on where the text ends in the first k of them */
   int32_t seq_offset[6];         /* sequence s (1..4) has tokens seq_offset[s] .. seq_offset[s + 1] - 1; never falls */
   int32_t tokens;                /* where the tokens lie, in int32 from the beginning of this struct */
 } tg_policy;
@@ -198,7 +209,11 @@ enum {
   TG_STATE_LOOP = 1 << 1,      /* the block's last loop_tokens tokens repeat */
   TG_STATE_RECIPIENT = 1 << 2, /* the header names a tool */
   TG_STATE_VIOLATION = 1 << 3, /* the last token was an illegal marker or EOS */
-  TG_STATE_FORCED = 1 << 4     /* the last token was the forced one */
+  TG_STATE_FORCED = 1 << 4,    /* the last token was the forced one */
+  /* Of the text since the last marker that began a block or the answer, the token that completed it left out: */
+  TG_STATE_MARKUP = 1 << 5,    /* a TG_MARKUP token; one that leaves one character of an end counts with the next token */
+  TG_STATE_PARAGRAPH = 1 << 6, /* in the answer: visible text, an empty line, visible text again */
+  TG_STATE_SPOKEN = 1 << 7     /* in a block: a visible token that left no start half written */
 };
 
 /* Where one sequence stands. All counters are >= 0. */
@@ -239,11 +254,9 @@ enum {
   TG_BAN_INERT = 1 << 1,     /* EOS excepted */
   TG_BAN_BLANK = 1 << 2,     /* EOS excepted */
   TG_MOVE_EOS = 1 << 3,      /* redirect EOS to target */
-  TG_MOVE_IMPLICIT = 1 << 4, /* redirect completions of implicit ends to target */
-  TG_MOVE_END = 1 << 5,      /* redirect what completes or grows an end to target */
-  TG_ONLY_CALL_END = 1 << 6, /* of the EOS set only the call's end is legal */
-  TG_NOT_CALL_END = 1 << 7,  /* of the EOS set the call's end is not */
-  TG_BAN_NEVER = 1 << 8
+  TG_ONLY_CALL_END = 1 << 4, /* of the EOS set only the call's end is legal */
+  TG_NOT_CALL_END = 1 << 5,  /* of the EOS set the call's end is not */
+  TG_BAN_NEVER = 1 << 6
 };
 
 /* What the next step of a sequence needs. */
@@ -252,6 +265,7 @@ typedef struct {
   int32_t token;     /* TG_FORCE: the token; TG_EDIT: the target of redirects and bias, -1: none */
   int32_t node;      /* TG_EDIT, TG_ALLOW: whose marks are looked through, 0 .. num_nodes - 1 */
   int32_t forbidden; /* TG_EDIT: kinds that must not be completed */
+  int32_t moved;     /* TG_EDIT: kinds whose tokens are redirected to the target, and banned */
   int32_t allowed;   /* TG_ALLOW: kinds that may be reached; a token that leads to none of them is banned */
   int32_t flags;     /* TG_EDIT: TG_BAN_* and the others above */
   int32_t cut;       /* TG_EDIT: a token may leave fewer than `cut` (1..3) bytes of a character missing, 0: any number */

@@ -211,4 +211,6 @@ def snapshot(row):
         "forced": bool(state["flags"] & StateFlag.FORCED),
         "violation": bool(state["flags"] & StateFlag.VIOLATION), "next": action.token if state["seq"] else None,
         "inert": bool(state["flags"] & StateFlag.INERT),
+        "markup": bool(state["flags"] & StateFlag.MARKUP), "paragraph": bool(state["flags"] & StateFlag.PARAGRAPH),
+        "spoken": bool(state["flags"] & StateFlag.SPOKEN),
     }  # fmt: skip

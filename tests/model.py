@@ -13,11 +13,15 @@ from __future__ import annotations
 import functools
 import math
 import re
+import string
 from dataclasses import dataclass, field
+
+from thinkguard.errors import TokenizerError
 
 WHITE = b" \t\n\r\f\v"
 INF = float("inf")
 NO_PERIOD_BEYOND, PATIENCE, HEADER_PATIENCE = 64, 8, 32
+QUOTES = b"\"'`([{<>"
 
 
 @dataclass
@@ -82,7 +86,14 @@ class Model:
         self.open = self.spell_before_text(self.symbols(format.open_text))
         self.close = self.spell_before_text(self.symbols(policy.close_message + format.close_text))
         self.off = self.spell_before_text(self.symbols(format.off_text or format.open_text + format.close_text))
-        self.extend = self.spell(self.symbols(policy.extend_message or ""))
+        message = policy.extend_message or ""
+        words = message.lstrip(" \t\n\r\f\v")
+        self.lead = message[: message.rfind("\n", 0, len(message) - len(words)) + 1] if words else ""  # rule 18
+        self.extend = self.spell(self.symbols(message[len(self.lead) :]))
+        self.newline = next(iter(self.line_breaks()), None)
+        marks = [symbols for symbols, kind, spelled in self.markers if kind == "end" and self.is_mark(symbols, spelled)]
+        self.marks = {symbols[0] for symbols in marks}
+        self.mark_texts = {bytes(symbols[: 3 if symbols[0] == 0xE2 else 1]) for symbols in marks}
         self.header = self.spell(self.symbols(channel.header)) if channel else []
         role = next((h for h in format.assistant_headers if channel and channel.header.startswith(h)), "")
         self.channel = self.spell(self.symbols(channel.header[len(role) :])) if channel else []
@@ -196,6 +207,7 @@ class Model:
         self.thinking = self.block = self.blocks = self.visible = self.answer = self.blank = self.extensions = 0
         self.length = self.header_count = 0
         self.space, self.closed_by, self.body, self.history = None, "none", "none", []
+        self.markup = self.paragraph = self.spoken = False
 
     def start(self, turn_ids, raw=False):
         self.reset()
@@ -224,6 +236,7 @@ class Model:
             "visible": self.visible, "answer": self.answer, "blank": self.blank, "extensions": self.extensions,
             "closed_by": self.closed_by, "length": self.length, "forced": self.forced, "violation": self.violation,
             "next": self.seq[self.pos] if self.seq else None, "inert": self.inert,
+            "markup": self.markup, "paragraph": self.paragraph, "spoken": self.spoken,
         }  # fmt: skip
 
     # --- advance ---
@@ -259,7 +272,7 @@ class Model:
             self.seq, self.pos = [], 0
             if self.phase == "closing":  # rule 19
                 self.phase, self.closed_by = "thinking", "none"
-        before = self.text
+        before, raw_before = self.text, self.raw_text
         self.text, found = self.read(self.text, token)
         self.raw_text += self.bytes_of(token)
         was = self.phase
@@ -272,7 +285,10 @@ class Model:
                 return
         visible = self.is_visible(token)
         if was == "thinking":
-            extends = not self.forced and self.extension_fits(len(self.extend) - 1) and token == self.extend[0]
+            fits = self.spoken and self.extension_fits(len(self.extend) - 1)
+            extends = not self.forced and fits and (token, True) == self.extension_aim(raw_before)
+            self.markup |= self.shows_markup(before, token)
+            self.spoken |= visible and not self.half(self.text, "start")[0]
             if self.in_start_space(token) or self.forced:  # rule 7
                 return
             self.thinking += 1
@@ -296,6 +312,8 @@ class Model:
             if was == "before":
                 self.begin_answer("final", 0)
                 visible = True
+            self.markup |= self.shows_markup(before, token)
+            self.paragraph |= visible and raw_before.endswith(b"\n\n") and self.visible > 0  # 20a
             self.visible += visible
             self.answer += not self.forced
             self.blank = 0 if visible else self.blank + (not self.forced)
@@ -311,6 +329,7 @@ class Model:
             if thinking or self.blocks > self.policy.max_think_blocks:
                 self.violation = True
             self.phase, self.closed_by, self.block, self.history = "thinking", "none", 0, []
+            self.markup = self.paragraph = self.spoken = False
             tail = bytes(self.symbols_of(token)[found.markers[-1][2] :])
             self.space = tail if self.start_space.encode().startswith(tail) else None
         elif kind == "end":
@@ -361,6 +380,7 @@ class Model:
         self.seq, self.pos = (list(seq), pos) if pos < len(seq) else ([], 0)
 
     def begin_answer(self, body, visible):
+        self.markup = self.paragraph = self.spoken = False
         self.phase, self.body, self.visible, self.blank = "answering", body, int(visible), 0
 
     def begin_header(self, body):
@@ -422,6 +442,46 @@ class Model:
         if self.thinking >= self.policy.min_thinking_tokens or self.extensions >= self.policy.max_extensions:
             return False
         return self.limit is None or self.limit - self.length - self.close_room() >= rest
+
+    def extension_aim(self, text):
+        """Rule 18: (what a wish to end leads to, whether that begins the message)."""
+        lead = self.lead.encode()
+        have = next(n for n in range(len(lead), -1, -1) if text.endswith(lead[:n]))
+        return (self.extend[0], True) if have == len(lead) else (self.spell_before_text(lead[have:])[0], False)
+
+    def line_breaks(self):
+        """The token that is a line break, if there is one that may be sampled."""
+        try:
+            tokens = self.spell(b"\n")
+        except TokenizerError:
+            return []
+        plain = len(tokens) == 1 and self.read((), tokens[0]) == ((), Found()) and not self.is_never(tokens[0])
+        return tokens if plain else []
+
+    def is_mark(self, symbols, spelled):
+        """Whether an end begins, in plain bytes, with punctuation or a symbol (U+2000 to U+2FFF)."""
+        first = symbols[0]
+        if spelled or is_control(first):
+            return False
+        return first == 0xE2 or (first < 0x7F and chr(first) in string.punctuation)
+
+    def shows_markup(self, before, token):
+        """The character that such an end begins with, or a backtick; at the text's end it counts with the next token."""
+        chars = [characters(self.half(text, "end")[0]) for text in (before, self.text)]
+        return chars[0] == 1 or (chars[1] != 1 and self.has_markup(token))
+
+    def has_markup(self, token):
+        return bool(self.mark_texts) and any(text in self.bytes_of(token) for text in (*self.mark_texts, b"`"))
+
+    def begun_ends(self):
+        """20a: the kinds by which tokens begin an end, where they can hardly begin anything else."""
+        chars = characters(self.half(self.text, "end")[0])
+        if chars >= 2 or self.markup:
+            return set()
+        text = self.raw_text
+        if chars:
+            text = text[: max(i for i, byte in enumerate(text) if not 0x80 <= byte < 0xC0)]
+        return set() if text[-1:] and text[-1] in QUOTES else {"begins end"}
 
     def start_is_legal(self):
         policy = self.policy
@@ -519,17 +579,23 @@ class Model:
         forbidden = {"start", "answer", "tool", "body", "header", "call_end"}
         target, bias, moved, eos = None, 0.0, set(), "ban"
         if self.thinking < policy.min_thinking_tokens:  # rule 13
-            forbidden |= {"end", "implicit", "grows"}
-            if self.extension_fits(len(self.extend)):  # rule 18
-                target, moved = self.extend[0], {"end", "grows"}
+            ends = {"end", "grows"} | self.begun_ends()
+            forbidden |= ends | {"implicit"}
+            if self.spoken and self.extension_fits(len(self.extend)):  # rule 18
+                target, moved = self.extension_aim(self.raw_text)[0], ends
         else:
             target, moved = self.plan(), {"implicit"}
             eos = "move" if policy.on_eos == "close" else "ban"
             soft = policy.soft_thinking_tokens
             if soft is not None and self.thinking >= soft:  # rule 17
                 bias = policy.close_bias * (self.thinking - soft) / (policy.max_thinking_tokens - soft)
+        if not self.spoken:
+            forbidden.add("half start")
         left = self.thinking_left()
         return self.edit(forbidden, moved, eos, cut=left if left <= 3 else 0, target=target, bias=bias)
+
+    def answer_eos(self):
+        return next((t for t in self.eos if "call_end" not in self.read((), t)[1].kinds), self.eos[0])
 
     def decide_answer(self):
         policy = self.policy
@@ -544,14 +610,16 @@ class Model:
                 return ("force", self.vocabulary.added[self.format.channel.message_end])
         if full and self.phase == "answering":
             if self.body != "call" and self.eos:
-                return ("force", next((t for t in self.eos if "call_end" not in self.read((), t)[1].kinds), self.eos[0]))
+                return ("force", self.answer_eos())
         eos = "ban" if missing > 0 else "allow"
         blank = missing > 0 and (self.blank >= PATIENCE or left <= missing)  # rule 20
         left = min(left, preamble)
         cut = left if 1 <= left <= 3 else 0
         if policy.markers_in_answer == "allow" and self.phase == "answering" and not self.is_channel:
             return self.edit(None if self.answer_may_restart() else {"answer"}, set(), eos, cut=cut, blank=blank)
-        forbidden, target = {"end"}, None
+        forbidden, target, moved = {"end"}, None, set()
+        if left <= 1:
+            forbidden |= {"half start", "half end"}
         if not self.start_is_legal() or self.is_channel:
             forbidden.add("start")
         if not self.answer_may_restart():
@@ -568,7 +636,14 @@ class Model:
             elif self.body == "preamble":  # not the turn's end: EOS ends the message (rule 11)
                 eos, target = "move", self.vocabulary.added[self.format.channel.message_end]
                 forbidden.discard("end")
-        return self.edit(forbidden, set(), eos, cut=cut, blank=blank, target=target)
+        elif self.phase == "answering":  # rule 20a
+            sources = {"end"} | self.begun_ends()
+            forbidden |= sources
+            if not self.text and self.visible and not self.raw_text.endswith(b"\n\n"):
+                done = self.paragraph and missing <= 0 and self.eos
+                target = self.answer_eos() if done else self.newline
+                moved = sources if target is not None else set()
+        return self.edit(forbidden, moved, eos, cut=cut, blank=blank, target=target)
 
     def decide_header(self):
         room = INF if self.limit is None else self.limit - self.length
@@ -634,12 +709,23 @@ class Model:
 
     def kinds_of(self, text, token):
         """Kinds that a token completes; "spelled" and "multi" forbid it everywhere, "grows" below the minimum."""
-        text, found = self.read(text, token)
+        before, (text, found) = self.half(text, "end")[0], self.read(text, token)
         kinds = set(found.kinds) | {"spelled" for _, spelled, _ in found.markers if spelled}
         if found.counted > 1:
             kinds.add("multi")
-        if characters(self.half(text, "end")[0]) > 2 and self.symbols_of(token):
+        symbols, half = self.symbols_of(token), self.half(text, "end")[0]
+        if characters(half) > 2 and symbols:
             kinds.add("grows")
+        if self.reachable(text):
+            return kinds - {None}
+        if characters(half) >= 2 and symbols:
+            kinds.add("half end")
+        if characters(self.half(text, "start")[0]) >= 2 and symbols:
+            kinds.add("half start")
+        if characters(half) >= 2 > characters(before) and half[0] in self.marks:
+            behind = symbols[: len(symbols) - len(half)]
+            if not behind or is_control(behind[-1]) or behind[-1] not in QUOTES:
+                kinds.add("begins end")
         return kinds - {None}
 
     def is_forbidden(self, token, forbidden):

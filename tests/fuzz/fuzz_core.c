@@ -107,6 +107,7 @@ static void list_tokens(bytes* in, world* w, uint32_t* info) {
     int32_t draw = take(in, 16);
     if ((!(info[t] & TG_TEXT) || draw == 0) && w->control[t] < 0) info[t] = (info[t] | TG_INERT) & ~(uint32_t)TG_VISIBLE;
     if (draw == 1) info[t] |= TG_BOUNDARY | (take(in, 2) ? TG_RAW : 0);
+    if (draw == 3) info[t] |= TG_MARKUP;
     if (draw == 2) add(w->never, &p->num_never, t);
     if (info[t] & TG_INERT) add(w->inert, &p->num_inert, t);
     if (!(info[t] & TG_VISIBLE)) add(w->blank, &p->num_blank, t);
@@ -140,6 +141,7 @@ static void make_program(bytes* in, world* w, tg_lift* lift, int is_channel) {
   p->header_tokens = is_channel ? take(in, 8) : 0;
   memcpy(&p->space_word, &word, sizeof word);
   p->space_bytes = w->patterns.space_bytes;
+  p->newline = take(in, num_tokens + 1) - 1;
   p->step = lift->step;
   p->info = lift->info;
   p->tail = lift->tail;

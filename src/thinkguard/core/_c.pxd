@@ -7,10 +7,10 @@ cdef extern from "thinkguard.h" nogil:
 
     enum:
         TG_START, TG_END, TG_ANSWER, TG_IMPLICIT, TG_SPELLED, TG_TOOL, TG_BODY, TG_HEADER, TG_CALL_END, TG_RECIPIENT
-        TG_MULTI, TG_GROWS_END, TG_EXTENDS
+        TG_MULTI, TG_GROWS_END, TG_EXTENDS, TG_BEGINS_END, TG_HALF_START, TG_HALF_END
 
     enum:
-        TG_TEXT, TG_VISIBLE, TG_INERT, TG_BOUNDARY, TG_RAW
+        TG_TEXT, TG_VISIBLE, TG_INERT, TG_BOUNDARY, TG_RAW, TG_MARKUP
 
     ctypedef enum tg_phase:
         TG_BEFORE, TG_THINKING, TG_CLOSING, TG_HEADING, TG_ANSWERING, TG_DONE
@@ -43,11 +43,11 @@ cdef extern from "thinkguard.h" nogil:
         TG_SEQ_NONE, TG_SEQ_OPEN, TG_SEQ_CLOSE, TG_SEQ_OFF, TG_SEQ_EXTEND, TG_SEQ_PROGRAM
 
     enum:
-        TG_STATE_INERT, TG_STATE_LOOP, TG_STATE_RECIPIENT, TG_STATE_VIOLATION, TG_STATE_FORCED
+        TG_STATE_INERT, TG_STATE_LOOP, TG_STATE_RECIPIENT, TG_STATE_VIOLATION, TG_STATE_FORCED, TG_STATE_MARKUP
+        TG_STATE_PARAGRAPH, TG_STATE_SPOKEN
 
     enum:
-        TG_BAN_EOS, TG_BAN_INERT, TG_BAN_BLANK, TG_MOVE_EOS, TG_MOVE_IMPLICIT, TG_MOVE_END, TG_ONLY_CALL_END
-        TG_NOT_CALL_END, TG_BAN_NEVER
+        TG_BAN_EOS, TG_BAN_INERT, TG_BAN_BLANK, TG_MOVE_EOS, TG_ONLY_CALL_END, TG_NOT_CALL_END, TG_BAN_NEVER
 
     ctypedef struct tg_event:
         int32_t kinds, last, starts, tail_bytes, tail_visible, space, marker_bytes
@@ -62,7 +62,7 @@ cdef extern from "thinkguard.h" nogil:
 
     ctypedef struct tg_program:
         int32_t vocab_size, num_nodes, is_channel, header_seq, channel_seq, body_token, message_end, header_tokens
-        int32_t space_word, space_bytes
+        int32_t space_word, space_bytes, newline, unused
         const uint32_t *step
         const uint32_t *info
         const uint32_t *tail
@@ -108,6 +108,8 @@ cdef extern from "thinkguard.h" nogil:
         int32_t longest_close, num_eos
         int32_t eos[16]
         float close_bias
+        int32_t lead_word, lead_bytes
+        int32_t lead[4]
         int32_t seq_offset[6]
         int32_t tokens
 
@@ -124,7 +126,7 @@ cdef extern from "thinkguard.h" nogil:
         TG_FREE, TG_FORCE, TG_EDIT, TG_ALLOW
 
     ctypedef struct tg_action:
-        int32_t kind, token, node, forbidden, allowed, flags, cut, pending
+        int32_t kind, token, node, forbidden, moved, allowed, flags, cut, pending
         float bias
 
     ctypedef struct tg_vocab:

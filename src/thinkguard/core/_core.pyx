@@ -18,7 +18,9 @@ CONSTANTS = {
     "START": c.TG_START, "END": c.TG_END, "ANSWER": c.TG_ANSWER, "IMPLICIT": c.TG_IMPLICIT, "SPELLED": c.TG_SPELLED,
     "TOOL": c.TG_TOOL, "BODY": c.TG_BODY, "HEADER": c.TG_HEADER, "CALL_END": c.TG_CALL_END,
     "RECIPIENT": c.TG_RECIPIENT, "MULTI": c.TG_MULTI, "GROWS_END": c.TG_GROWS_END, "EXTENDS": c.TG_EXTENDS,
+    "BEGINS_END": c.TG_BEGINS_END, "HALF_START": c.TG_HALF_START, "HALF_END": c.TG_HALF_END,
     "TEXT": c.TG_TEXT, "VISIBLE": c.TG_VISIBLE, "INERT": c.TG_INERT, "BOUNDARY": c.TG_BOUNDARY, "RAW": c.TG_RAW,
+    "MARKUP": c.TG_MARKUP,
     "BEFORE": c.TG_BEFORE, "THINKING": c.TG_THINKING, "CLOSING": c.TG_CLOSING, "HEADING": c.TG_HEADING,
     "ANSWERING": c.TG_ANSWERING, "DONE": c.TG_DONE, "BY_NONE": c.TG_BY_NONE, "BY_MODEL": c.TG_BY_MODEL,
     "BY_BUDGET": c.TG_BY_BUDGET, "BY_BOUNDARY": c.TG_BY_BOUNDARY, "BY_LOOP": c.TG_BY_LOOP,
@@ -33,9 +35,10 @@ CONSTANTS = {
     "SEQ_CLOSE": c.TG_SEQ_CLOSE, "SEQ_OFF": c.TG_SEQ_OFF, "SEQ_EXTEND": c.TG_SEQ_EXTEND,
     "SEQ_PROGRAM": c.TG_SEQ_PROGRAM, "STATE_INERT": c.TG_STATE_INERT, "STATE_LOOP": c.TG_STATE_LOOP,
     "STATE_RECIPIENT": c.TG_STATE_RECIPIENT, "STATE_VIOLATION": c.TG_STATE_VIOLATION,
-    "STATE_FORCED": c.TG_STATE_FORCED, "FREE": c.TG_FREE, "FORCE": c.TG_FORCE, "EDIT": c.TG_EDIT, "ALLOW": c.TG_ALLOW,
+    "STATE_FORCED": c.TG_STATE_FORCED, "STATE_MARKUP": c.TG_STATE_MARKUP, "STATE_PARAGRAPH": c.TG_STATE_PARAGRAPH,
+    "STATE_SPOKEN": c.TG_STATE_SPOKEN, "FREE": c.TG_FREE, "FORCE": c.TG_FORCE, "EDIT": c.TG_EDIT, "ALLOW": c.TG_ALLOW,
     "BAN_EOS": c.TG_BAN_EOS, "BAN_INERT": c.TG_BAN_INERT, "BAN_BLANK": c.TG_BAN_BLANK, "MOVE_EOS": c.TG_MOVE_EOS,
-    "MOVE_IMPLICIT": c.TG_MOVE_IMPLICIT, "MOVE_END": c.TG_MOVE_END, "ONLY_CALL_END": c.TG_ONLY_CALL_END,
+    "ONLY_CALL_END": c.TG_ONLY_CALL_END,
     "NOT_CALL_END": c.TG_NOT_CALL_END, "BAN_NEVER": c.TG_BAN_NEVER,
 }
 
@@ -211,6 +214,7 @@ cdef class Tables:
         p.body_token, p.message_end = scalars["body_token"], scalars["message_end"]
         p.header_tokens = scalars["header_tokens"]
         p.space_word, p.space_bytes = scalars["space_word"], scalars["space_bytes"]
+        p.newline = scalars["newline"]
         p.num_never, p.num_inert, p.num_blank = len(arrays["never"]), len(arrays["inert"]), len(arrays["blank"])
         cdef int i
         for i in range(3):

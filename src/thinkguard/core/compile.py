@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from thinkguard.core import _core
 from thinkguard.core.names import Kind, Seq, TokenInfo
-from thinkguard.errors import FormatError
+from thinkguard.errors import FormatError, TokenizerError
 from thinkguard.formats import DEFAULT_INNER, ThinkFormat
 from thinkguard.vocabulary import TokenFlag, Vocabulary
 
@@ -96,6 +96,7 @@ def compile_format(format: ThinkFormat, vocabulary: Vocabulary) -> Compiled:
     lifted = _lift(vocabulary, alphabet, patterns, space)
     default_eos = _eos(format, vocabulary)
     _flag_tokens(lifted, format, vocabulary, alphabet)
+    _flag_markup(lifted, patterns, vocabulary)
     _list_tokens(lifted, vocabulary, default_eos)
     lifted |= _name_walk(format.header_text.encode(), vocabulary)
     spelled = _Spelling(format, alphabet, patterns, lifted)
@@ -103,7 +104,8 @@ def compile_format(format: ThinkFormat, vocabulary: Vocabulary) -> Compiled:
     end_ids = frozenset(
         token for token, index in alphabet.controls.items() if patterns.get((_CONTROL + index,), 0) & Kind.END
     )
-    scalars = spelled.scalars() | {"space_word": _signed(int.from_bytes(space, "big")), "space_bytes": len(space)}
+    scalars = spelled.scalars() | {"space_word": signed(int.from_bytes(space, "big")), "space_bytes": len(space)}
+    scalars |= {"newline": _newline(lifted, vocabulary)}
     compiled = Compiled(
         arrays=lifted,
         scalars=scalars,
@@ -118,7 +120,8 @@ def compile_format(format: ThinkFormat, vocabulary: Vocabulary) -> Compiled:
     return compiled
 
 
-def _signed(word: int) -> int:
+def signed(word: int) -> int:
+    """A word of four bytes as C's int32 has it."""
     return word - 2**32 if word >= 2**31 else word
 
 
@@ -190,6 +193,30 @@ def _flag_tokens(lifted: Arrays, format: ThinkFormat, vocabulary: Vocabulary, al
         boundaries = {vocabulary.added[name] for name in format.boundaries if name in vocabulary.added} | raw
     info[list(boundaries)] |= np.uint32(TokenInfo.BOUNDARY)
     info[[t for t in raw if t in boundaries]] |= np.uint32(TokenInfo.RAW)
+
+
+def _flag_markup(lifted: Arrays, patterns: dict[Symbols, int], vocabulary: Vocabulary) -> None:
+    """Flag the tokens with a character that an end in plain bytes begins with; where there is one, also with a backtick."""
+    begun = {bytes(symbols[:1]) for symbols, kind in patterns.items() if kind == Kind.END and symbols[0] < 0x80}
+    begun |= {bytes(symbols[:3]) for symbols, kind in patterns.items() if kind == Kind.END and symbols[0] == 0xE2}
+    for text in begun | {b"`"} if begun else ():
+        at = np.ones(max(len(vocabulary.text) - len(text) + 1, 0), np.bool_)
+        for index, byte in enumerate(text):
+            at &= vocabulary.text[index : index + len(at)] == byte
+        first = np.flatnonzero(at)
+        token_ids = np.searchsorted(vocabulary.offsets, first, side="right") - 1
+        whole = first + len(text) <= vocabulary.offsets[token_ids + 1]
+        lifted["info"][token_ids[whole]] |= np.uint32(TokenInfo.MARKUP)
+
+
+def _newline(lifted: Arrays, vocabulary: Vocabulary) -> int:
+    """The token that spells a line break and may be sampled; -1: there is none."""
+    try:
+        token_ids = vocabulary.encode("\n")
+    except TokenizerError:
+        return -1
+    is_plain = len(token_ids) == 1 and token_ids[0] not in lifted["never"] and lifted["step"][token_ids[0]] == 0
+    return token_ids[0] if is_plain else -1
 
 
 def _list_tokens(lifted: Arrays, vocabulary: Vocabulary, eos: tuple[int, ...]) -> None:
@@ -379,7 +406,7 @@ def _turns(format: ThinkFormat, vocabulary: Vocabulary, lifted: Arrays) -> tuple
     scalars = dict.fromkeys(
         ("header_seq", "channel_seq", "header_tokens", "longest_finish", "space_word", "space_bytes"), 0
     )
-    scalars |= {"is_channel": int(bool(format.assistant_headers)), "body_token": -1, "message_end": -1}
+    scalars |= {"is_channel": int(bool(format.assistant_headers)), "body_token": -1, "message_end": -1, "newline": -1}
     return arrays, scalars
 
 

@@ -24,6 +24,9 @@ class Kind(IntFlag):
     MULTI = _C["MULTI"]
     GROWS_END = _C["GROWS_END"]
     EXTENDS = _C["EXTENDS"]
+    BEGINS_END = _C["BEGINS_END"]
+    HALF_START = _C["HALF_START"]
+    HALF_END = _C["HALF_END"]
 
 
 class TokenInfo(IntFlag):
@@ -34,6 +37,7 @@ class TokenInfo(IntFlag):
     INERT = _C["INERT"]
     BOUNDARY = _C["BOUNDARY"]
     RAW = _C["RAW"]
+    MARKUP = _C["MARKUP"]
 
 
 class Phase(IntEnum):
@@ -77,6 +81,9 @@ class StateFlag(IntFlag):
     RECIPIENT = _C["STATE_RECIPIENT"]
     VIOLATION = _C["STATE_VIOLATION"]
     FORCED = _C["STATE_FORCED"]
+    MARKUP = _C["STATE_MARKUP"]
+    PARAGRAPH = _C["STATE_PARAGRAPH"]
+    SPOKEN = _C["STATE_SPOKEN"]
 
 
 class Seq(IntEnum):

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thinkguard.core._core import Action, BoundPolicy, StateBatch, Tables, ThinkState, int32_of
-from thinkguard.core.compile import Compiled, compile_format
+from thinkguard.core.compile import Compiled, compile_format, signed
 from thinkguard.core.names import NO_LIMIT, CloseAt, MarkersInAnswer, OnEos, Opening, Phase, Seq
 from thinkguard.core.trace import ThinkTrace, explain
 from thinkguard.errors import FormatError, InputError, PolicyError
@@ -119,8 +119,8 @@ class ThinkProgram:
         close, off = self._close(policy.close_message), self._compiled.off
         if bare_close:
             close, off = self._bare(close), self._bare(off)
-        extend = self._message("extend_message", policy.extend_message or "")
-        fields = _fields_of(policy) | {"longest_close": max(len(close), self._compiled.scalars["longest_finish"])}
+        extend, lead = self._extension(policy.extend_message or "")
+        fields = _fields_of(policy) | {"longest_close": max(len(close), self._compiled.scalars["longest_finish"])} | lead
         sequences = [self._compiled.open, close, off, extend]
         bound = BoundPolicy(self.tables, policy, fields, sequences, eos)
         self._refuse_eos_in(eos, [token_id for sequence in sequences for token_id in sequence])
@@ -165,6 +165,28 @@ class ThinkProgram:
                 f"format {self.format.name!r}: reword its end"
             )
         return close
+
+    def _extension(self, message: str) -> tuple[list[int], dict[str, Any]]:
+        """The extension's words, and the line breaks in front of them as tg_policy has them.
+
+        A wish to end leads to the line breaks first, which are text like any other; only the words begin the message.
+        """
+        lead = message[: len(message) - len(message.lstrip(" \t\n\r\f\v"))]
+        lead = lead[: lead.rfind("\n") + 1] if lead != message else ""
+        if not lead:
+            return self._message("extend_message", message), {"lead_word": 0, "lead_bytes": 0, "lead": [-1] * 4}
+        if len(lead) > 4:
+            raise PolicyError(f"extend_message={message!r} begins with {len(lead)} bytes of line breaks: leave at most 4")
+        whole = self._message("extend_message", message)
+        words = whole[len(self.vocabulary.encode_bytes(lead.encode(), before_text=True)) :]
+        if b"".join(map(self.vocabulary.token_bytes, words)) != message[len(lead) :].encode():
+            words = self._message("extend_message", message[len(lead) :])
+        breaks = [self.vocabulary.encode_bytes(lead[at:].encode(), before_text=True)[0] for at in range(len(lead))]
+        return words, {
+            "lead_word": signed(int.from_bytes(lead.encode(), "big")),
+            "lead_bytes": len(lead),
+            "lead": breaks + [-1] * (4 - len(lead)),
+        }
 
     def _message(self, field: str, text: str) -> list[int]:
         """Spell a message; refuse one that holds special tokens, or that could complete a marker from any state."""

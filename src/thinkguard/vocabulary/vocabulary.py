@@ -21,7 +21,6 @@ from thinkguard.errors import InputError, TokenizerError
 from thinkguard.vocabulary import readers, tokenizer_files
 from thinkguard.vocabulary.readers import Encoder, Reading
 
-
 _WORD = "A"  # any word, for spelling what stands in front of one
 
 
