@@ -1,11 +1,6 @@
 /* decide.c: what the next step of a sequence needs. It only reads. Numbers in comments are the rules of docs/semantics.md. */
 #include "machine.h"
 
-static void force(tg_action* action, int32_t token) {
-  tg_action forced = {.kind = TG_FORCE, .token = token};
-  *action = forced;
-}
-
 static int is_quote_or_bracket(uint32_t byte) {
   return byte == '"' || byte == '\'' || byte == '`' || byte == '(' || byte == '[' || byte == '{' || byte == '<' ||
          byte == '>';
@@ -27,7 +22,7 @@ static int32_t begun_ends(const tg_program* program, const tg_state* state) {
 static void decide_thinking(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
   const tg_node* node = &program->nodes[state->node];
   action->forbidden |= TG_START | TG_ANSWER | TG_TOOL | TG_BODY | TG_HEADER | TG_CALL_END;
-  if (state->thinking < policy->min_thinking_tokens) { /* 13 */
+  if (state->thinking < policy->min_thinking_tokens && state->phase != TG_CLOSING) { /* 13 */
     int32_t ends = TG_END | TG_GROWS_END | begun_ends(program, state), begins;
     action->forbidden |= ends | TG_IMPLICIT;
     action->flags |= TG_BAN_EOS;
@@ -67,25 +62,19 @@ static void answer_wish(const tg_program* program, const tg_policy* policy, cons
   action->moved = action->token >= 0 ? sources : 0;
 }
 
-static void decide_answer(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
+/* What an answer's step needs; the token that has to be forced, -1: none. */
+static int32_t decide_answer(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
   int32_t left = answer_left(policy, state), missing = policy->min_answer_tokens - state->visible;
-  int32_t room = INT32_MAX;
+  int32_t room = INT32_MAX, due = -1;
+  if (policy->max_answer_tokens != TG_NO_LIMIT && state->answer >= policy->max_answer_tokens &&
+      state->phase == TG_ANSWERING && state->body != TG_BODY_CALL)
+    due = tg_answer_eos(program, policy);
   if (state->body == TG_BODY_PREAMBLE) { /* ends while the least answer still fits behind it */
     if (policy->max_answer_tokens != TG_NO_LIMIT)
       room = policy->max_answer_tokens - state->answer - policy->min_answer_tokens;
     int32_t behind = program->header_tokens + policy->min_answer_tokens + 2;
     if (state->limit != TG_NO_LIMIT && room_of(state) - behind < room) room = room_of(state) - behind;
-    if (room <= 0) {
-      force(action, program->message_end);
-      return;
-    }
-  }
-  if (policy->max_answer_tokens != TG_NO_LIMIT && state->answer >= policy->max_answer_tokens &&
-      state->phase == TG_ANSWERING) {
-    if (state->body != TG_BODY_CALL && policy->num_eos) {
-      force(action, tg_answer_eos(program, policy));
-      return;
-    }
+    if (room <= 0) due = program->message_end;
   }
   if (missing > 0) {
     action->flags |= TG_BAN_EOS;
@@ -93,17 +82,17 @@ static void decide_answer(const tg_program* program, const tg_policy* policy, co
   }
   if (room < left) left = room;
   if (left >= 1 && left <= 3) action->cut = left;
-  if (left <= 1) action->forbidden |= TG_HALF_START | TG_HALF_END;
   if (policy->markers_in_answer == TG_MARKERS_ALLOW && state->phase == TG_ANSWERING && !program->is_channel) {
-    action->forbidden = answer_may_restart(policy, state) ? 0 : TG_SPELLED | TG_MULTI | TG_ANSWER;
-    return;
+    action->forbidden = answer_may_restart(policy, state) ? 0 : action->forbidden | TG_ANSWER;
+    return due;
   }
+  if (left <= 1) action->forbidden |= TG_HALF_START | TG_HALF_END;
   action->forbidden |= TG_END;
   if (!start_is_legal(program, policy, state) || program->is_channel) action->forbidden |= TG_START;
   if (!answer_may_restart(policy, state)) action->forbidden |= TG_ANSWER;
   if (!program->is_channel) {
     answer_wish(program, policy, state, action);
-    return;
+    return due;
   }
   action->forbidden |= TG_ANSWER | TG_TOOL | TG_BODY | TG_HEADER;
   if (state->body == TG_BODY_CALL) {
@@ -112,7 +101,7 @@ static void decide_answer(const tg_program* program, const tg_policy* policy, co
     action->forbidden |= TG_CALL_END;
     action->flags |= TG_NOT_CALL_END;
   }
-  if (state->body != TG_BODY_PREAMBLE) return;
+  if (state->body != TG_BODY_PREAMBLE) return due;
   if (missing > 0) {
     action->flags |= TG_BAN_EOS;
   } else { /* a preamble is not the turn's end: EOS ends the message (11) */
@@ -120,25 +109,22 @@ static void decide_answer(const tg_program* program, const tg_policy* policy, co
     action->token = program->message_end;
     action->forbidden &= ~TG_END;
   }
+  return due;
 }
 
-/* Between two messages: which channel comes next, or a tool call's free header. */
-static void decide_header(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
+/* Between two messages: which channel comes next, or a tool call's free header. The token to be forced, -1: none. */
+static int32_t decide_header(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
   int32_t room = state->limit == TG_NO_LIMIT ? INT32_MAX : room_of(state);
+  action->forbidden |= TG_START | TG_END | TG_ANSWER | TG_TOOL | TG_HEADER | TG_CALL_END;
+  action->flags |= TG_BAN_EOS;
   if (state->body == TG_BODY_FREE) {
     int32_t behind =
         state->flags & TG_STATE_RECIPIENT ? 0 : program->header_tokens + 1; /* of a preamble: its end, a header */
     int32_t left = TG_HEADER_PATIENCE - state->header_tokens;
     if (state->limit != TG_NO_LIMIT && room - behind - policy->min_answer_tokens - 2 < left)
       left = room - behind - policy->min_answer_tokens - 2;
-    if (left <= 0) {
-      force(action, program->body_token);
-      return;
-    }
-    if (left <= 3) action->cut = left;
-    action->forbidden |= TG_START | TG_END | TG_ANSWER | TG_TOOL | TG_HEADER | TG_CALL_END;
-    action->flags |= TG_BAN_EOS;
-    return;
+    if (left >= 1 && left <= 3) action->cut = left;
+    return left <= 0 ? program->body_token : -1;
   }
   int32_t reach = program->nodes[state->node].reach, legal = (reach ? reach : ~0) & (TG_ANSWER | TG_TOOL | TG_START);
   /* Where several kinds are left to choose from, only those for which there is room. */
@@ -147,6 +133,8 @@ static void decide_header(const tg_program* program, const tg_policy* policy, co
     if (legal & ~TG_TOOL && room <= program->header_tokens + TG_HEADER_PATIENCE + policy->min_answer_tokens + 2)
       legal &= ~TG_TOOL;
   }
+  action->forbidden |= TG_BODY;
+  if (state->seq) return -1; /* is forced anyway */
   int32_t only = -1, count = 0;
   for (int32_t i = program->mark_offset[state->node]; i < program->mark_offset[state->node + 1]; i++) {
     if (!tg_mark_allowed(program->mark_mask[i], legal)) continue;
@@ -154,14 +142,13 @@ static void decide_header(const tg_program* program, const tg_policy* policy, co
     count++;
   }
   if (count > 1) {
-    tg_action allow = {.kind = TG_ALLOW, .token = -1, .node = state->node, .allowed = legal};
-    *action = allow;
-  } else if (count == 1) {
-    force(action, only);
-  } else {
-    int32_t length;
-    force(action, sequence(program, policy, program->header_seq, &length)[0]);
+    action->kind = TG_ALLOW;
+    action->allowed = legal;
+    return -1;
   }
+  if (count == 1) return only;
+  int32_t length;
+  return sequence(program, policy, program->header_seq, &length)[0];
 }
 
 /* The step that is to cost nothing: an answer past its minimum and without limits, where no token completes a marker, and
@@ -176,29 +163,35 @@ static int answer_is_idle(const tg_program* program, const tg_policy* policy, co
 
 static TG_OUT_OF_LINE void decide(const tg_program* program, const tg_policy* policy, const tg_state* state,
                                   tg_action* action) {
-  int32_t next = next_in_sequence(program, policy, state);
-  if (next >= 0) {
-    force(action, next);
-    return;
-  }
+  int32_t due;
   action->kind = TG_EDIT;
   action->node = state->node;
   action->forbidden = TG_SPELLED | TG_MULTI;
-  if (state->phase == TG_THINKING || state->phase == TG_CLOSING)
+  if (state->phase == TG_THINKING || state->phase == TG_CLOSING) {
     decide_thinking(program, policy, state, action);
-  else if (state->phase == TG_HEADING || (state->phase == TG_BEFORE && program->is_channel))
-    decide_header(program, policy, state, action);
-  else
-    decide_answer(program, policy, state, action);
-  if (action->kind != TG_EDIT) return;
+    due = -1;
+  } else if (state->phase == TG_HEADING || (state->phase == TG_BEFORE && program->is_channel)) {
+    due = decide_header(program, policy, state, action);
+  } else {
+    due = decide_answer(program, policy, state, action);
+  }
   if (state->node && action->forbidden) action->flags |= TG_BAN_INERT; /* 2 */
   if (program->num_never) action->flags |= TG_BAN_NEVER;               /* 3 */
   if (action->cut) action->pending = pending_bytes(state->tail);
-  if (!action->flags && !action->cut && !(program->nodes[state->node].marks & action->forbidden)) action->kind = TG_FREE;
+  if (state->seq) due = next_in_sequence(program, policy, state);
+  if (due >= 0) {
+    action->kind = TG_FORCE;
+    action->aim = action->token;
+    action->token = due;
+    if (state->phase == TG_CLOSING) action->flags |= TG_FORCE_AIM;
+  } else if (action->kind == TG_EDIT && !action->flags && !action->cut &&
+             !(program->nodes[state->node].marks & action->forbidden)) {
+    action->kind = TG_FREE;
+  }
 }
 
 void tg_decide(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
-  tg_action free_step = {.kind = TG_FREE, .token = -1};
+  tg_action free_step = {.kind = TG_FREE, .token = -1, .aim = -1};
   *action = free_step;
   if (state->phase == TG_DONE || state->flags & TG_STATE_INERT || answer_is_idle(program, policy, state)) return;
   decide(program, policy, state, action);

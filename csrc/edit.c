@@ -230,7 +230,34 @@ static int32_t apply_edit(const logits_row* row, const tg_program* program, cons
   return 1;
 }
 
-static int32_t apply_allow(const logits_row* row, const tg_program* program, const tg_action* action) {
+/* Edit a row in which nothing that was to be forced or allowed can be sampled. */
+static int32_t apply_in_place(const logits_row* row, const tg_program* program, const tg_policy* policy,
+                              const tg_action* action, int32_t aim) {
+  tg_action edit = *action;
+  edit.kind = TG_EDIT;
+  edit.token = aim;
+  apply_edit(row, program, policy, &edit);
+  return 0;
+}
+
+static int32_t apply_force(const logits_row* row, const tg_program* program, const tg_policy* policy,
+                           const tg_action* action) {
+  int32_t token = action->token;
+  int can = can_be_sampled(row, token);
+  if (!can && action->flags & TG_FORCE_AIM) {
+    token = action->aim;
+    can = can_be_sampled(row, token);
+  }
+  tg_meet(); /* all have looked before one of them bans */
+  if (!can) return apply_in_place(row, program, policy, action, action->aim);
+  ban_range(row, 0, row->width);
+  tg_meet();
+  TG_ALONE write_logit(row, token, 0.0f);
+  return token == action->token;
+}
+
+static int32_t apply_allow(const logits_row* row, const tg_program* program, const tg_policy* policy,
+                           const tg_action* action) {
   int32_t begin = program->mark_offset[action->node], end = program->mark_offset[action->node + 1];
   int survives = 0;
   for (int32_t first = begin; first < end && !survives; first += TG_LANES) {
@@ -238,7 +265,7 @@ static int32_t apply_allow(const logits_row* row, const tg_program* program, con
     survives = tg_any(i < end && tg_mark_allowed(program->mark_mask[i], action->allowed) &&
                       can_be_sampled(row, program->mark_token[i]));
   }
-  if (!survives) return 0;
+  if (!survives) return apply_in_place(row, program, policy, action, -1);
   tg_meet();
   int32_t from = 0; /* marks ascend by token: ban the gaps between the allowed ones */
   for (int32_t i = begin; i < end; i++) {
@@ -253,16 +280,8 @@ static int32_t apply_allow(const logits_row* row, const tg_program* program, con
 static TG_OUT_OF_LINE int32_t carry_out(const tg_program* program, const tg_policy* policy, const tg_action* action,
                                         const logits_row* row) {
   switch (action->kind) {
-    case TG_FORCE: {
-      int can = can_be_sampled(row, action->token);
-      tg_meet(); /* all have looked before one of them bans */
-      if (!can) return 0;
-      ban_range(row, 0, row->width);
-      tg_meet();
-      TG_ALONE write_logit(row, action->token, 0.0f);
-      return 1;
-    }
-    case TG_ALLOW: return apply_allow(row, program, action);
+    case TG_FORCE: return apply_force(row, program, policy, action);
+    case TG_ALLOW: return apply_allow(row, program, policy, action);
     default: return apply_edit(row, program, policy, action);
   }
 }

@@ -106,6 +106,11 @@ static void note_for_loop(const tg_policy* policy, tg_state* state, tg_loop* loo
 
 /* --- what has to be forced next --- */
 
+static void begin_close(const tg_program* program, const tg_policy* policy, tg_state* state) { /* 12, 19 */
+  int32_t finish = program->nodes[state->node].finish;
+  begin_sequence(program, policy, state, finish ? finish : state->flags & TG_STATE_BARE ? TG_SEQ_BARE : TG_SEQ_CLOSE, 0);
+}
+
 static void settle(const tg_program* program, const tg_policy* policy, tg_state* state) {
   if (state->seq || state->phase == TG_ANSWERING || state->phase == TG_DONE) return;
   const tg_node* node = &program->nodes[state->node];
@@ -117,6 +122,8 @@ static void settle(const tg_program* program, const tg_policy* policy, tg_state*
     begin_sequence(program, policy, state, program->channel_seq, 0);
   } else if (state->phase == TG_HEADING && state->body == TG_BODY_NONE && !state->is_headed && !node->reach) {
     begin_sequence(program, policy, state, program->header_seq, 0);
+  } else if (state->phase == TG_CLOSING) {
+    begin_close(program, policy, state);
   } else if (state->phase == TG_THINKING) {
     int32_t left = thinking_left(program, policy, state), reason = TG_BY_NONE;
     if (left <= 0 || policy->opening == TG_OPEN_FORBID)
@@ -130,14 +137,14 @@ static void settle(const tg_program* program, const tg_policy* policy, tg_state*
     if (reason) {
       state->phase = TG_CLOSING;
       state->closed_by = reason;
-      begin_sequence(program, policy, state, node->finish ? node->finish : TG_SEQ_CLOSE, 0); /* 12, 19 */
+      begin_close(program, policy, state);
     }
   }
 }
 
 /* --- what a token did --- */
 
-enum { OF_TEXT = TG_STATE_MARKUP | TG_STATE_PARAGRAPH | TG_STATE_SPOKEN };
+enum { OF_TEXT = TG_STATE_MARKUP | TG_STATE_PARAGRAPH | TG_STATE_SPOKEN | TG_STATE_BARE };
 
 static void begin_block(tg_state* state, tg_loop* loop, const tg_event* event) {
   state->flags &= ~OF_TEXT;
@@ -275,9 +282,15 @@ static void account(const tg_program* program, const tg_policy* policy, tg_state
     begin_sequence(program, policy, state, state->seq, state->pos + 1);
   } else if (state->seq) {
     state->seq = state->pos = 0;
-    if (state->phase == TG_CLOSING) { /* 19: back in THINKING, decide again from the text */
-      state->phase = TG_THINKING;
-      state->closed_by = TG_BY_NONE;
+    if (state->phase == TG_CLOSING) { /* 19 */
+      state->flags |= TG_STATE_BARE;
+      if (token == program->nodes[node_before].plan) { /* in place of what could not be: goes on from there */
+        state->flags |= TG_STATE_FORCED;
+        forced = 1;
+      } else { /* back in THINKING, decide again from the text */
+        state->phase = TG_THINKING;
+        state->closed_by = TG_BY_NONE;
+      }
     }
   }
   state->node = (int32_t)(step & 0xFFFF);

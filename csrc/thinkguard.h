@@ -91,14 +91,15 @@ enum {
   TG_HEADER_PATIENCE = 32 /* tokens of a free header */
 };
 
-/* Sequences of tokens that may be forced: the policy's four, and from TG_SEQ_PROGRAM on the program's. */
+/* Sequences of tokens that may be forced: the policy's five, and from TG_SEQ_PROGRAM on the program's. */
 enum {
   TG_SEQ_NONE = 0,
   TG_SEQ_OPEN = 1,   /* start marker and its canonical white space */
   TG_SEQ_CLOSE = 2,  /* close message, canonical white space, end marker, canonical white space */
   TG_SEQ_OFF = 3,    /* the family's thinking-off text */
   TG_SEQ_EXTEND = 4, /* the extension's message */
-  TG_SEQ_PROGRAM = 5
+  TG_SEQ_BARE = 5,   /* of the close, the end marker and what is behind it */
+  TG_SEQ_PROGRAM = 6
 };
 
 /* What a token does to the automaton when it completes markers; event 0 is "nothing": all of it 0 but space. */
@@ -199,7 +200,7 @@ typedef struct {
   int32_t lead_word;             /* line breaks in front of the extension's message, packed big-endian */
   int32_t lead_bytes;            /* of them, 0..4 */
   int32_t lead[4];               /* [k]: the token that goes on where the text ends in the first k of them */
-  int32_t seq_offset[6];         /* sequence s (1..4) has tokens seq_offset[s] .. seq_offset[s + 1] - 1; never falls */
+  int32_t seq_offset[7];         /* sequence s (1..5) has tokens seq_offset[s] .. seq_offset[s + 1] - 1; never falls */
   int32_t tokens;                /* where the tokens lie, in int32 from the beginning of this struct */
 } tg_policy;
 
@@ -213,7 +214,8 @@ enum {
   /* Of the text since the last marker that began a block or the answer, the token that completed it left out: */
   TG_STATE_MARKUP = 1 << 5,    /* a TG_MARKUP token; one that leaves one character of an end counts with the next token */
   TG_STATE_PARAGRAPH = 1 << 6, /* in the answer: visible text, an empty line, visible text again */
-  TG_STATE_SPOKEN = 1 << 7     /* in a block: a visible token that left no start half written */
+  TG_STATE_SPOKEN = 1 << 7,    /* in a block: a visible token that left no start half written */
+  TG_STATE_BARE = 1 << 8 /* in a block: a token of its close was not sampled, which closes without its optional parts */
 };
 
 /* Where one sequence stands. All counters are >= 0. */
@@ -256,13 +258,16 @@ enum {
   TG_MOVE_EOS = 1 << 3,      /* redirect EOS to target */
   TG_ONLY_CALL_END = 1 << 4, /* of the EOS set only the call's end is legal */
   TG_NOT_CALL_END = 1 << 5,  /* of the EOS set the call's end is not */
-  TG_BAN_NEVER = 1 << 6
+  TG_BAN_NEVER = 1 << 6,
+  TG_FORCE_AIM = 1 << 7 /* TG_FORCE: where the token cannot be sampled, the aim is forced */
 };
 
-/* What the next step of a sequence needs. */
+/* What the next step of a sequence needs. The fields of TG_EDIT are filled in for TG_FORCE and TG_ALLOW too, `aim` in place of
+ * `token`: where nothing that they let through can be sampled, the row is edited so that nothing illegal is. */
 typedef struct {
   int32_t kind;      /* tg_action_kind */
   int32_t token;     /* TG_FORCE: the token; TG_EDIT: the target of redirects and bias, -1: none */
+  int32_t aim;       /* TG_FORCE: the target of the edit in its place, -1: none */
   int32_t node;      /* TG_EDIT, TG_ALLOW: whose marks are looked through, 0 .. num_nodes - 1 */
   int32_t forbidden; /* TG_EDIT: kinds that must not be completed */
   int32_t moved;     /* TG_EDIT: kinds whose tokens are redirected to the target, and banned */
@@ -374,7 +379,8 @@ void tg_prefetch(const tg_program* program, const tg_policy* policy, const tg_ac
 /* Carry out an action on the row of logits[0], logits[stride], ..., logits[(width - 1) * stride]; the stride may be
  * negative, not 0. Ids from the program's vocabulary up to width are tokens without text. Nothing is raised from -inf, NaN
  * reads as -inf, and a row that would be left with nothing finite stays as it was. Returns 1 if it was carried out or
- * nothing was to do, 0 if the row was left alone. TG_FREE touches nothing, TG_EDIT single logits, TG_FORCE and TG_ALLOW
+ * nothing was to do; 0 if the row was left alone, or if what TG_FORCE or TG_ALLOW let through could not be sampled, and the
+ * edit in its place was made. TG_FREE touches nothing, TG_EDIT single logits, TG_FORCE and TG_ALLOW
  * write the whole row. */
 int32_t tg_apply(const tg_program* program, const tg_policy* policy, const tg_action* action, void* logits, tg_dtype dtype,
                  int64_t stride, int32_t width);

@@ -212,5 +212,5 @@ def snapshot(row):
         "violation": bool(state["flags"] & StateFlag.VIOLATION), "next": action.token if state["seq"] else None,
         "inert": bool(state["flags"] & StateFlag.INERT),
         "markup": bool(state["flags"] & StateFlag.MARKUP), "paragraph": bool(state["flags"] & StateFlag.PARAGRAPH),
-        "spoken": bool(state["flags"] & StateFlag.SPOKEN),
+        "spoken": bool(state["flags"] & StateFlag.SPOKEN), "bare": bool(state["flags"] & StateFlag.BARE),
     }  # fmt: skip

@@ -90,6 +90,7 @@ class Model:
         words = message.lstrip(" \t\n\r\f\v")
         self.lead = message[: message.rfind("\n", 0, len(message) - len(words)) + 1] if words else ""  # rule 18
         self.extend = self.spell(self.symbols(message[len(self.lead) :]))
+        self.bare = self.spell_before_text(self.symbols(format.close_text[format.close_text.index(format.ends[0]) :]))
         self.newline = next(iter(self.line_breaks()), None)
         marks = [symbols for symbols, kind, spelled in self.markers if kind == "end" and self.is_mark(symbols, spelled)]
         self.marks = {symbols[0] for symbols in marks}
@@ -207,7 +208,7 @@ class Model:
         self.thinking = self.block = self.blocks = self.visible = self.answer = self.blank = self.extensions = 0
         self.length = self.header_count = 0
         self.space, self.closed_by, self.body, self.history = None, "none", "none", []
-        self.markup = self.paragraph = self.spoken = False
+        self.markup = self.paragraph = self.spoken = self.is_bare = False
 
     def start(self, turn_ids, raw=False):
         self.reset()
@@ -237,6 +238,7 @@ class Model:
             "closed_by": self.closed_by, "length": self.length, "forced": self.forced, "violation": self.violation,
             "next": self.seq[self.pos] if self.seq else None, "inert": self.inert,
             "markup": self.markup, "paragraph": self.paragraph, "spoken": self.spoken,
+            "bare": self.is_bare,
         }  # fmt: skip
 
     # --- advance ---
@@ -271,7 +273,11 @@ class Model:
         elif self.seq:
             self.seq, self.pos = [], 0
             if self.phase == "closing":  # rule 19
-                self.phase, self.closed_by = "thinking", "none"
+                self.is_bare = True
+                if token == self.plan():
+                    self.forced = True
+                else:
+                    self.phase, self.closed_by = "thinking", "none"
         before, raw_before = self.text, self.raw_text
         self.text, found = self.read(self.text, token)
         self.raw_text += self.bytes_of(token)
@@ -329,7 +335,7 @@ class Model:
             if thinking or self.blocks > self.policy.max_think_blocks:
                 self.violation = True
             self.phase, self.closed_by, self.block, self.history = "thinking", "none", 0, []
-            self.markup = self.paragraph = self.spoken = False
+            self.markup = self.paragraph = self.spoken = self.is_bare = False
             tail = bytes(self.symbols_of(token)[found.markers[-1][2] :])
             self.space = tail if self.start_space.encode().startswith(tail) else None
         elif kind == "end":
@@ -380,7 +386,7 @@ class Model:
         self.seq, self.pos = (list(seq), pos) if pos < len(seq) else ([], 0)
 
     def begin_answer(self, body, visible):
-        self.markup = self.paragraph = self.spoken = False
+        self.markup = self.paragraph = self.spoken = self.is_bare = False
         self.phase, self.body, self.visible, self.blank = "answering", body, int(visible), 0
 
     def begin_header(self, body):
@@ -537,6 +543,8 @@ class Model:
             self.begin(self.channel)
         elif self.phase == "heading" and self.body == "none" and not self.header_count and not reach:
             self.begin(self.header)
+        elif self.phase == "closing":
+            self.begin_close()
         elif self.phase == "thinking":
             reason = None
             if self.thinking_left() <= 0 or policy.opening == "forbid":
@@ -549,22 +557,32 @@ class Model:
                 reason = "boundary"
             if reason:
                 self.phase, self.closed_by = "closing", reason
-                begun, _ = self.half(self.text, "end")
-                self.begin(self.finish_of(begun) if characters(begun) >= 2 else self.close)
+                self.begin_close()
+
+    def begin_close(self):
+        begun, _ = self.half(self.text, "end")
+        self.begin(self.finish_of(begun) if characters(begun) >= 2 else self.bare if self.is_bare else self.close)
 
     # --- decide ---
 
     def decide(self):
-        """("free",), ("force", token), ("allow", test) or ("edit", banned test, target, sources test, bias)."""
+        """("free",), ("force", token, the token for it, edit), ("allow", tokens, edit) or an edit, which is
+        ("edit", banned test, target, sources test, bias). The last two stand for what cannot be forced or allowed.
+        """
         if self.phase == "done" or self.inert:
             return ("free",)
-        if self.seq:
-            return ("force", self.seq[self.pos])
+        due, allowed = None, None
         if self.phase in ("thinking", "closing"):
-            return self.decide_thinking()
-        if self.phase == "heading" or (self.phase == "before" and self.is_channel):
-            return self.decide_header()
-        return self.decide_answer()
+            edit = self.decide_thinking()
+        elif self.phase == "heading" or (self.phase == "before" and self.is_channel):
+            due, allowed, edit = self.decide_header()
+        else:
+            due, edit = self.decide_answer()
+        if self.seq:
+            due = self.seq[self.pos]
+        if due is not None:
+            return ("force", due, self.plan() if self.phase == "closing" else None, edit)
+        return ("allow", allowed, edit) if allowed else edit
 
     def plan(self):
         """Rule 11."""
@@ -578,7 +596,7 @@ class Model:
         policy = self.policy
         forbidden = {"start", "answer", "tool", "body", "header", "call_end"}
         target, bias, moved, eos = None, 0.0, set(), "ban"
-        if self.thinking < policy.min_thinking_tokens:  # rule 13
+        if self.thinking < policy.min_thinking_tokens and self.phase != "closing":  # rule 13
             ends = {"end", "grows"} | self.begun_ends()
             forbidden |= ends | {"implicit"}
             if self.spoken and self.extension_fits(len(self.extend)):  # rule 18
@@ -592,7 +610,7 @@ class Model:
         if not self.spoken:
             forbidden.add("half start")
         left = self.thinking_left()
-        return self.edit(forbidden, moved, eos, cut=left if left <= 3 else 0, target=target, bias=bias)
+        return self.edit(forbidden, moved, eos, cut=max(left, 1) if left <= 3 else 0, target=target, bias=bias)
 
     def answer_eos(self):
         return next((t for t in self.eos if "call_end" not in self.read((), t)[1].kinds), self.eos[0])
@@ -601,22 +619,21 @@ class Model:
         policy = self.policy
         left, missing = self.answer_left(), policy.min_answer_tokens - self.visible
         full = policy.max_answer_tokens is not None and self.answer >= policy.max_answer_tokens
-        preamble = INF
+        preamble, due = INF, None
+        if full and self.phase == "answering" and self.body != "call" and self.eos:
+            due = self.answer_eos()
         if self.body == "preamble":  # ends while the least answer still fits behind it
             room = INF if self.limit is None else self.limit - self.length - self.header_tokens - 2
             most = INF if policy.max_answer_tokens is None else policy.max_answer_tokens
             preamble = min(most - self.answer, room) - policy.min_answer_tokens
             if preamble <= 0:
-                return ("force", self.vocabulary.added[self.format.channel.message_end])
-        if full and self.phase == "answering":
-            if self.body != "call" and self.eos:
-                return ("force", self.answer_eos())
+                due = self.vocabulary.added[self.format.channel.message_end]
         eos = "ban" if missing > 0 else "allow"
         blank = missing > 0 and (self.blank >= PATIENCE or left <= missing)  # rule 20
         left = min(left, preamble)
         cut = left if 1 <= left <= 3 else 0
         if policy.markers_in_answer == "allow" and self.phase == "answering" and not self.is_channel:
-            return self.edit(None if self.answer_may_restart() else {"answer"}, set(), eos, cut=cut, blank=blank)
+            return due, self.edit(None if self.answer_may_restart() else {"answer"}, set(), eos, cut=cut, blank=blank)
         forbidden, target, moved = {"end"}, None, set()
         if left <= 1:
             forbidden |= {"half start", "half end"}
@@ -643,17 +660,17 @@ class Model:
                 done = self.paragraph and missing <= 0 and self.eos
                 target = self.answer_eos() if done else self.newline
                 moved = sources if target is not None else set()
-        return self.edit(forbidden, moved, eos, cut=cut, blank=blank, target=target)
+        return due, self.edit(forbidden, moved, eos, cut=cut, blank=blank, target=target)
 
     def decide_header(self):
         room = INF if self.limit is None else self.limit - self.length
+        forbidden = {"start", "end", "answer", "tool", "header", "call_end"}
         if self.body == "free":
             behind = 0 if self.recipient else self.header_tokens + 1  # of a preamble: its end, and one more header
             left = min(HEADER_PATIENCE - self.header_count, room - behind - self.policy.min_answer_tokens - 2)
-            if left <= 0:
-                return ("force", self.spell(self.symbols(self.format.channel.body))[0])
-            cut = left if left <= 3 else 0
-            return self.edit({"start", "end", "answer", "tool", "header", "call_end"}, set(), "ban", cut=cut)
+            due = self.spell(self.symbols(self.format.channel.body))[0] if left <= 0 else None
+            return due, None, self.edit(forbidden, set(), "ban", cut=left if 1 <= left <= 3 else 0)
+        edit = self.edit(forbidden | {"body"}, set(), "ban")
         reach = self.reachable(self.text)
         legal = {"answer", "tool", "start"} & (reach or {"answer", "tool", "start"})
         if len(legal) > 1:
@@ -663,8 +680,8 @@ class Model:
                 legal.discard("tool")
         allowed = [t for t in range(self.vocabulary.num_tokens) if self.goes_towards(t, legal, bool(reach))]
         if len(allowed) > 1:
-            return ("allow", set(allowed))
-        return ("force", allowed[0] if allowed else self.header[0])
+            return None, set(allowed), edit
+        return allowed[0] if allowed else self.header[0], None, edit
 
     def goes_towards(self, token, legal, inside):
         """Whether all of a token continues what is half written towards, or to the end of, a legal marker."""
@@ -759,11 +776,15 @@ class Model:
         if action[0] == "free":
             return list(logits)
         if action[0] == "force":
-            token = action[1]
-            return [0.0 if t == token else -INF for t in range(width)] if token < width and can(token) else list(logits)
+            for token in action[1:3]:
+                if token is not None and token < width and can(token):
+                    return [0.0 if t == token else -INF for t in range(width)]
+            action = action[3]
         if action[0] == "allow":
             allowed = {t for t in action[1] if t < width}
-            return [v if t in allowed else -INF for t, v in enumerate(logits)] if any(map(can, allowed)) else list(logits)
+            if any(map(can, allowed)):
+                return [v if t in allowed else -INF for t, v in enumerate(logits)]
+            action = action[2]
         _, banned, target, moved, bias = action
         out = list(logits)
         if target is not None and target < width and can(target) and not banned(target):

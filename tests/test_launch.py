@@ -21,10 +21,11 @@ from standin import standin
 torch = pytest.importorskip("torch", reason="the device's kernels need torch")
 
 from thinkguard import ThinkPolicy, ThinkProgram, Vocabulary  # noqa: E402
-from thinkguard.core.names import ActionKind  # noqa: E402
+from thinkguard.core._core import CONSTANTS  # noqa: E402
+from thinkguard.core.names import ActionKind, Kind  # noqa: E402
 from thinkguard.device import images, kernels, launch, steps  # noqa: E402
 from thinkguard.device.launch import DeviceKernels, Driver, HostKernels, UnavailableError  # noqa: E402
-from thinkguard.device.proof import prove  # noqa: E402
+from thinkguard.device.proof import prove, scripts  # noqa: E402
 from thinkguard.device.slots import DeviceSlots  # noqa: E402
 from thinkguard.device.tables import DeviceProgram  # noqa: E402
 
@@ -318,12 +319,17 @@ def test_the_proof_sees_every_kind_of_action():
     prove(census, CPU)
     kinds = Counter(kind for kind, *_ in census.actions)
     assert all(kinds[kind] >= 5 for kind in ActionKind), kinds
-    edits = [action for action in census.actions if action[0] == ActionKind.EDIT]
-    flags = Counter(bit for edit in edits for bit in range(9) if edit[5] >> bit & 1)
-    assert set(flags) == set(range(9)), "everything that an edit can be told"
-    assert {edit[6] for edit in edits} == {0, 1, 2, 3}, "characters that must not be left half written"
-    assert any(edit[6] and edit[7] for edit in edits), "also behind one that is"
-    assert any(edit[8] for edit in edits), "a bias"
+    fields = list(next(scripts()).program.start([]).decide().as_dict())
+    actions = [dict(zip(fields, action, strict=True)) for action in census.actions]
+    edits = [action for action in actions if action["kind"] == ActionKind.EDIT]
+    flags = Counter(bit for edit in edits for bit in range(8) if edit["flags"] >> bit & 1)
+    assert set(flags) == set(range(7)), "everything that an edit can be told"
+    assert any(action["flags"] & CONSTANTS["FORCE_AIM"] for action in actions), "what to force in place of what cannot be"
+    moved = {kind for kind in (Kind.END, Kind.IMPLICIT, Kind.BEGINS_END) if any(edit["moved"] & kind for edit in edits)}
+    assert Kind.END in moved, "a wish to close again"
+    assert {edit["cut"] for edit in edits} == {0, 1, 2, 3}, "characters that must not be left half written"
+    assert any(edit["cut"] and edit["pending"] for edit in edits), "also behind one that is"
+    assert any(edit["bias"] for edit in edits), "a bias"
 
 
 def test_the_proof_reaches_every_meeting_of_lanes(driver):

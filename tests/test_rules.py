@@ -630,9 +630,71 @@ def test_rule_19_nothing_is_forced_behind_an_end_that_the_model_wrote():
 
 def test_rule_19_another_token_than_the_forced_one_decides_again_from_the_text():
     guard = thinking("a", max_thinking_tokens=1)
-    assert guard.say("b").forced() == "\n</think>\n\n", "closed anew"
+    assert guard.say("b").forced() == "</think>\n\n", "closed anew, without what is optional"
     guard = thinking("a", max_thinking_tokens=1).say("</")
     assert guard.forced() == "think>\n\n", "what arrived is half an end"
+
+
+def without(guard, *banned, **wanted):
+    """What a greedy sampler takes where another processor has banned some pieces; the guard goes on behind it."""
+    logits = guard.edit(**wanted)
+    logits[0, [guard.id(piece) for piece in banned]] = -np.inf
+    carried_out = guard.program.apply([guard.row], logits) == 0
+    token = int(logits.argmax())
+    guard.program.advance(guard.row, token)
+    return (guard.vocabulary.token_bytes(token).decode(), carried_out)
+
+
+def test_rule_19_what_is_optional_is_skipped_where_it_cannot_be():
+    """A banned line break or letter of the message meant that the thinking never closed: `\\ns\\ns\\n` until the limit."""
+    guard = thinking("a", max_thinking_tokens=1)
+    assert without(guard, "\n</") == ("</", False)
+    assert guard.forced() == "think>\n\n"
+    assert guard.count["closed_by"] == 2, "the budget closed"
+    guard = Guarded(
+        added=["<think>", "</think>"], prompt=["<assistant>", "<think>", "a"], max_thinking_tokens=1, close_message="hm."
+    )
+    guard.say("h")
+    assert without(guard, "m") == ("</think>", False), "the message is left where it cannot go on"
+    assert (guard.phase, guard.count["closed_by"]) == ("answering", 2)
+    guard = thinking("a", max_thinking_tokens=1, close_message="hm.")
+    assert without(guard, "h", "</") == (" ", False)
+    assert guard.forced() == "</think>\n\n", "tried again without the message"
+    guard = thinking("a", max_thinking_tokens=1).say("\n</", "think")
+    assert without(guard, ">\n\n") == (">", False)
+    assert guard.row.decide().kind == EDIT, "white space behind the end is optional too"
+
+
+def test_rule_19_where_the_end_cannot_be_the_phase_is_still_guarded():
+    """`bad_words=["</think>"]` left the row unguarded: EOS in the thinking, or a second start."""
+    names = ["<think>", "</think>"]
+    guard = Guarded(added=names, prompt=["<assistant>", "<think>", "a"], max_thinking_tokens=1)
+    wanted = {"<eos>": 9, "<think>": 8, "b": 0}
+    for _ in range(3):
+        assert without(guard, "\n", "</think>", **wanted) == ("b", False)
+    assert without(guard, **wanted) == ("</think>", True), "closed as soon as it can be"
+    assert guard.forced() == "\n\n"
+    assert guard.phase == "answering"
+
+
+def test_rule_10_where_the_start_cannot_be_nothing_illegal_is_sampled():
+    guard = Guarded(added=["<think>", "</think>"], prompt=["<assistant>"])
+    assert without(guard, "<think>", **{"<eos>": 9, "</think>": 8, "b": 0}) == ("b", False)
+    assert guard.phase == "answering"
+
+
+def test_rule_20_where_eos_cannot_be_the_answer_is_still_guarded():
+    guard = answering(max_answer_tokens=1).say("a")
+    assert without(guard, "<eos>", **{"</": 9, "b": 0}) == ("\n", False), "a wish to close again is answered as ever"
+
+
+def test_headers_that_cannot_be_allow_nothing_illegal():
+    guard = Guarded(added=["<think>", "</think>"], prompt=["<assistant>", "<think>", "a"], max_thinking_tokens=1)
+    left = np.full((1, guard.vocabulary.num_tokens), -np.inf, np.float32)
+    left[0, [guard.id("<eos>"), guard.id("<think>")]] = 0
+    before = left.copy()
+    assert guard.program.apply([guard.row], left) == 1
+    assert (left == before).all(), "nothing legal is finite: the row stays as it was"
 
 
 def test_rule_19_text_before_the_close_cannot_turn_it_into_a_start():

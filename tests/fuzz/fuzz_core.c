@@ -61,7 +61,7 @@ typedef struct {
   tg_patterns patterns;
   tg_program program;
   tg_policy policy;
-  int32_t policy_token[4 * 4]; /* behind the policy, as its offset says */
+  int32_t policy_token[5 * 4]; /* behind the policy, as its offset says */
 } world;
 
 static void make_vocabulary(bytes* in, world* w) {
@@ -184,7 +184,10 @@ static void make_policy(bytes* in, world* w) {
   p->longest_close = 4 + take(in, 3);
   p->num_eos = take(in, 4);
   for (int32_t i = 0; i < p->num_eos; i++) p->eos[i] = take(in, num_tokens + 4);
-  for (int32_t s = 1; s <= 4; s++) {
+  p->lead_bytes = take(in, 5);
+  for (int32_t i = 0; i < p->lead_bytes; i++) p->lead_word = p->lead_word << 8 | (take(in, 4) ? '\n' : ' ');
+  for (int32_t i = 0; i < 4; i++) p->lead[i] = take(in, num_tokens);
+  for (int32_t s = 1; s < TG_SEQ_PROGRAM; s++) {
     int32_t length = 1 + take(in, 4);
     for (int32_t i = 0; i < length; i++) w->policy_token[p->seq_offset[s] + i] = take(in, num_tokens);
     p->seq_offset[s + 1] = p->seq_offset[s] + length;
@@ -209,7 +212,7 @@ static int32_t apply(const world* w, const tg_action* action, const float* logit
   }
   memcpy(before, memory, sizeof memory);
   int32_t done = tg_apply(&w->program, &w->policy, action, first, dtype, stride, width);
-  if (!done || action->kind == TG_FREE) CHECK(!memcmp(before, memory, sizeof memory));
+  if (action->kind == TG_FREE || (!done && action->kind == TG_EDIT)) CHECK(!memcmp(before, memory, sizeof memory));
   for (int32_t t = 0; t < width; t++) {
     uint16_t half = 0;
     memcpy(dtype == TG_FLOAT32 ? (void*)&edited[t] : &half, first + (size_t)(t * stride) * item, item);
@@ -238,7 +241,18 @@ static int32_t check_step(bytes* in, const world* w, const tg_state* state) {
   }
   tg_dtype dtype = (tg_dtype)take(in, 3);
   int32_t done = apply(w, &action, logits, dtype, 1 + take(in, MAX_STRIDE), width, edited);
-  int32_t best = -1, could = 0;
+  int32_t best = -1, could = 0, can = action.kind == TG_FREE;
+  for (int32_t t = 0; t < width; t++) can |= tg_allows(&w->program, &w->policy, &action, t) && logits[t] > -INFINITY;
+  CHECK(done == can || action.kind == TG_FREE);
+  if (!can && action.kind == TG_FORCE && action.flags & TG_FORCE_AIM && action.aim >= 0 && action.aim < width &&
+      logits[action.aim] > -INFINITY) { /* what is done in place of what cannot be */
+    action.token = action.aim;
+    done = 1;
+  } else if (!can && action.kind != TG_EDIT) {
+    action.token = action.kind == TG_FORCE ? action.aim : -1;
+    action.kind = TG_EDIT;
+    for (int32_t t = 0; t < width; t++) done |= tg_allows(&w->program, &w->policy, &action, t) && logits[t] > -INFINITY;
+  }
   for (int32_t t = 0; t < width; t++) {
     int32_t allowed = tg_allows(&w->program, &w->policy, &action, t);
     could |= allowed && logits[t] > -INFINITY;

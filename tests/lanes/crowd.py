@@ -24,7 +24,7 @@ from thinkguard.device.tables import DTYPES, DeviceProgram
 from thinkguard.errors import FormatError, PolicyError, TokenizerError
 
 WIDTHS = (torch.int32, torch.int64)
-ACTION = ("kind", "token", "node", "forbidden", "allowed", "flags", "cut", "pending", "bias")
+ACTION = ("kind", "token", "aim", "node", "forbidden", "moved", "allowed", "flags", "cut", "pending", "bias")
 """The fields of a tg_action."""
 TEXT = 1  # of a token's info: has text
 

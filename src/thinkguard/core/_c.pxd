@@ -40,14 +40,15 @@ cdef extern from "thinkguard.h" nogil:
         TG_NO_LIMIT, TG_MAX_EOS, TG_LOOP_PERIODS, TG_BLANK_PATIENCE, TG_HEADER_PATIENCE
 
     enum:
-        TG_SEQ_NONE, TG_SEQ_OPEN, TG_SEQ_CLOSE, TG_SEQ_OFF, TG_SEQ_EXTEND, TG_SEQ_PROGRAM
+        TG_SEQ_NONE, TG_SEQ_OPEN, TG_SEQ_CLOSE, TG_SEQ_OFF, TG_SEQ_EXTEND, TG_SEQ_BARE, TG_SEQ_PROGRAM
 
     enum:
         TG_STATE_INERT, TG_STATE_LOOP, TG_STATE_RECIPIENT, TG_STATE_VIOLATION, TG_STATE_FORCED, TG_STATE_MARKUP
-        TG_STATE_PARAGRAPH, TG_STATE_SPOKEN
+        TG_STATE_PARAGRAPH, TG_STATE_SPOKEN, TG_STATE_BARE
 
     enum:
         TG_BAN_EOS, TG_BAN_INERT, TG_BAN_BLANK, TG_MOVE_EOS, TG_ONLY_CALL_END, TG_NOT_CALL_END, TG_BAN_NEVER
+        TG_FORCE_AIM
 
     ctypedef struct tg_event:
         int32_t kinds, last, starts, tail_bytes, tail_visible, space, marker_bytes
@@ -110,7 +111,7 @@ cdef extern from "thinkguard.h" nogil:
         float close_bias
         int32_t lead_word, lead_bytes
         int32_t lead[4]
-        int32_t seq_offset[6]
+        int32_t seq_offset[7]
         int32_t tokens
 
     ctypedef struct tg_state:
@@ -126,7 +127,7 @@ cdef extern from "thinkguard.h" nogil:
         TG_FREE, TG_FORCE, TG_EDIT, TG_ALLOW
 
     ctypedef struct tg_action:
-        int32_t kind, token, node, forbidden, moved, allowed, flags, cut, pending
+        int32_t kind, token, aim, node, forbidden, moved, allowed, flags, cut, pending
         float bias
 
     ctypedef struct tg_vocab:

@@ -36,7 +36,8 @@ CONSTANTS = {
     "SEQ_PROGRAM": c.TG_SEQ_PROGRAM, "STATE_INERT": c.TG_STATE_INERT, "STATE_LOOP": c.TG_STATE_LOOP,
     "STATE_RECIPIENT": c.TG_STATE_RECIPIENT, "STATE_VIOLATION": c.TG_STATE_VIOLATION,
     "STATE_FORCED": c.TG_STATE_FORCED, "STATE_MARKUP": c.TG_STATE_MARKUP, "STATE_PARAGRAPH": c.TG_STATE_PARAGRAPH,
-    "STATE_SPOKEN": c.TG_STATE_SPOKEN, "FREE": c.TG_FREE, "FORCE": c.TG_FORCE, "EDIT": c.TG_EDIT, "ALLOW": c.TG_ALLOW,
+    "STATE_SPOKEN": c.TG_STATE_SPOKEN, "STATE_BARE": c.TG_STATE_BARE, "SEQ_BARE": c.TG_SEQ_BARE,
+    "FORCE_AIM": c.TG_FORCE_AIM, "FREE": c.TG_FREE, "FORCE": c.TG_FORCE, "EDIT": c.TG_EDIT, "ALLOW": c.TG_ALLOW,
     "BAN_EOS": c.TG_BAN_EOS, "BAN_INERT": c.TG_BAN_INERT, "BAN_BLANK": c.TG_BAN_BLANK, "MOVE_EOS": c.TG_MOVE_EOS,
     "ONLY_CALL_END": c.TG_ONLY_CALL_END,
     "NOT_CALL_END": c.TG_NOT_CALL_END, "BAN_NEVER": c.TG_BAN_NEVER,
@@ -313,7 +314,7 @@ cdef class BoundPolicy:
 
     def __cinit__(self, Tables tables not None, object source, dict fields not None, list sequences not None,
                   tuple eos_token_ids not None):
-        """`fields` are those of tg_policy by name, the sequences (open, close, off, extend) and the EOS set aside."""
+        """`fields` are those of tg_policy by name, the sequences (open, close, off, extend, bare) and the EOS set aside."""
         if len(eos_token_ids) > c.TG_MAX_EOS:
             raise InputError(f"eos_token_ids={eos_token_ids!r}: at most {c.TG_MAX_EOS} ids can end a sequence")
         self.tables, self.source, self.fields = tables, source, fields
@@ -376,6 +377,16 @@ cdef class Action:
     def allows(self, int32_t token):
         """Whether the action lets a token be sampled."""
         return bool(c.tg_allows(&self.policy.tables.program, self.policy.policy, &self.action, token))
+
+    def allows_in_place(self, int32_t token):
+        """Whether it lets a token be sampled where nothing can be that was to be forced or allowed."""
+        cdef c.tg_action edit = self.action
+        if edit.kind != c.TG_FORCE and edit.kind != c.TG_ALLOW:
+            return self.allows(token)
+        if edit.flags & c.TG_FORCE_AIM and token == edit.aim:
+            return True
+        edit.kind = c.TG_EDIT
+        return bool(c.tg_allows(&self.policy.tables.program, self.policy.policy, &edit, token))
 
     def as_dict(self):
         return self.action

@@ -36,6 +36,7 @@ class Compiled:
     open: list[int]
     close: list[int]
     off: list[int]
+    bare: list[int]  # of the close, the end marker and what is behind it
     end_ids: frozenset[int]  # tokens that are an end marker by themselves
     eos_token_ids: tuple[int, ...]
 
@@ -113,6 +114,7 @@ def compile_format(format: ThinkFormat, vocabulary: Vocabulary) -> Compiled:
         open=spelled.open,
         close=spelled.close,
         off=spelled.off,
+        bare=spelled.bare,
         end_ids=end_ids,
         eos_token_ids=default_eos,
     )
@@ -290,6 +292,7 @@ class _Spelling:
         channel = format.channel
         self.open = self.spell(format.open_text, before_text=True)
         self.close = self.spell(format.close_text, before_text=True)
+        self.bare = self.spell(format.close_text[format.close_text.index(format.ends[0]) :], before_text=True)
         self.off = self.spell(format.off_text or format.open_text + format.close_text, before_text=True)
         self.header_seq = self.channel_seq = self.header_tokens = 0
         if channel:

@@ -84,6 +84,7 @@ class StateFlag(IntFlag):
     MARKUP = _C["STATE_MARKUP"]
     PARAGRAPH = _C["STATE_PARAGRAPH"]
     SPOKEN = _C["STATE_SPOKEN"]
+    BARE = _C["STATE_BARE"]
 
 
 class Seq(IntEnum):
@@ -94,6 +95,7 @@ class Seq(IntEnum):
     CLOSE = _C["SEQ_CLOSE"]
     OFF = _C["SEQ_OFF"]
     EXTEND = _C["SEQ_EXTEND"]
+    BARE = _C["SEQ_BARE"]
     PROGRAM = _C["SEQ_PROGRAM"]
 
 

@@ -116,12 +116,12 @@ class ThinkProgram:
             raise PolicyError(
                 f"max_answer_tokens={policy.max_answer_tokens} forces EOS, but no EOS is known: pass eos_token_id="
             )
-        close, off = self._close(policy.close_message), self._compiled.off
+        close, off, bare = self._close(policy.close_message), self._compiled.off, self._compiled.bare
         if bare_close:
-            close, off = self._bare(close), self._bare(off)
+            close, off, bare = self._bare(close), self._bare(off), self._bare(bare)
         extend, lead = self._extension(policy.extend_message or "")
         fields = _fields_of(policy) | {"longest_close": max(len(close), self._compiled.scalars["longest_finish"])} | lead
-        sequences = [self._compiled.open, close, off, extend]
+        sequences = [self._compiled.open, close, off, extend, bare]
         bound = BoundPolicy(self.tables, policy, fields, sequences, eos)
         self._refuse_eos_in(eos, [token_id for sequence in sequences for token_id in sequence])
         return bound
