@@ -120,6 +120,15 @@ def test_max_tokens_that_cannot_hold_the_answer_is_refused(programs):
         program.start(program.vocabulary.encode("<|im_start|>assistant\n"), max_tokens=5)
 
 
+def test_max_tokens_holds_the_white_space_that_a_prompt_leaves_out(programs):
+    """Behind a start without its newline the newline is forced, and EOS has to fit all the same."""
+    program = programs["qwen3"]
+    prompt = program.vocabulary.encode("<|im_start|>assistant\n<think>")
+    with pytest.raises(InputError, match="max_tokens=5 is too small: opening, closing and an answer of 1 take 6"):
+        program.start(prompt, max_tokens=5)
+    assert program.start([*prompt, *program.vocabulary.encode("\n")], max_tokens=5).phase == 2  # closing
+
+
 def test_an_end_marker_that_is_also_eos_is_refused(programs):
     program = programs["qwen3"]
     with pytest.raises(FormatError, match=r"'</think>' is token 151668, which is also in the EOS set.*eos_token_id="):

@@ -278,7 +278,7 @@ class ThinkProgram:
     def _check_room(self, state: ThinkState, max_tokens: int) -> None:
         """Refuse a limit into which what is forced, the least answer and, behind thinking, EOS do not fit."""
         policy, phase = state.policy.source, state.phase
-        opens, closes = 0, 0
+        opens, closes = self._left_of_sequence(state) if phase == Phase.THINKING else 0, 0
         if (phase == Phase.BEFORE and policy.opening == "allow") or phase == Phase.HEADING:
             opens = self.tables.scalars["header_tokens"]
         elif phase == Phase.BEFORE:
@@ -292,6 +292,16 @@ class ThinkProgram:
                 f"{max(policy.min_answer_tokens, policy.reserve_answer_tokens)} take {needed}; raise max_tokens or lower "
                 "reserve_answer_tokens, min_answer_tokens or the close_message"
             )
+
+    def _left_of_sequence(self, state: ThinkState) -> int:
+        """Tokens that are still forced: white space behind a start where the prompt ends, in thinking."""
+        now = state.as_dict()
+        if now["seq"] == Seq.NONE:
+            return 0
+        if now["seq"] < Seq.PROGRAM:
+            return len(state.policy.sequence(now["seq"])) - now["pos"]
+        offsets, at = self.tables.arrays["seq_offset"], now["seq"] - Seq.PROGRAM
+        return int(offsets[at + 1] - offsets[at]) - now["pos"]
 
     def advance(self, state: ThinkState, token_id: int) -> None:
         """Account for one sampled token. An impossible id makes the state inert: nothing is enforced any more."""
