@@ -1,0 +1,66 @@
+"""Which policies are explored: the product of small values of every field, or a part of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import product
+
+from proof.worlds import World
+
+from thinkguard import ThinkPolicy
+from thinkguard.errors import PolicyError
+
+
+def limits_of(world: World) -> tuple[int | None, ...]:
+    """The max_tokens that are explored; headers take more of it."""
+    return (None, *range(19 if world.channel else 13))
+
+
+VALUES: dict[str, tuple] = {
+    "opening": ("force", "allow", "forbid"),
+    "max_thinking_tokens": (None, 0, 1, 2, 3),
+    "min_thinking_tokens": (0, 1, 2, 3),
+    "grace_tokens": (0, 1, 2),
+    "close_at": ("line", "sentence"),
+    "close_message": (False, True),  # the world has its text
+    "max_extensions": (0, 1, 2),
+    "max_think_blocks": (1, 2, 3),
+    "min_answer_tokens": (0, 1, 2),
+    "max_answer_tokens": (None, 1, 2, 3),
+    "reserve_answer_tokens": (0, 2),
+    "on_eos": ("close", "ban"),
+    "markers_in_answer": ("ban", "allow"),
+    "soft_thinking_tokens": (None, 1),
+}
+
+
+def policy(world: World, values: dict) -> ThinkPolicy | None:
+    """A policy of these values, None where they contradict each other."""
+    fields = dict(values)
+    fields["close_message"] = world.message if fields["close_message"] else ""
+    fields["extend_message"] = world.wait if fields["max_extensions"] else None
+    fields["close_bias"] = 3.0 if fields["soft_thinking_tokens"] is not None else 0.0
+    try:
+        return ThinkPolicy(**fields)
+    except PolicyError:
+        return None
+
+
+def drawn(world: World, number: int) -> Iterator[ThinkPolicy]:
+    """So many policies of the whole product, always the same ones."""
+    rng, left = random.Random(world.name), number
+    while left:
+        found = policy(world, {name: rng.choice(values) for name, values in VALUES.items()})
+        if found is not None:
+            left -= 1
+            yield found
+
+
+def every(world: World, **only: tuple) -> Iterator[ThinkPolicy]:
+    """All policies of the product in which some fields have only these values."""
+    values = VALUES | only
+    for chosen in product(*values.values()):
+        found = policy(world, dict(zip(values, chosen, strict=True)))
+        if found is not None:
+            yield found
