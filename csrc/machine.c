@@ -86,6 +86,7 @@ static void clear_loop(tg_loop* loop) {
 static void note_for_loop(const tg_policy* policy, tg_state* state, tg_loop* loop, int32_t token) {
   if (!loop || !policy->loop_tokens) return;
   int32_t periods = policy->loop_tokens / 4, found = 0;
+  int32_t wanted = policy->loop_tokens + (pending_bytes(state->tail) ? 3 : 0); /* a character has no more tokens */
   uint32_t seen = loop->count;
   TG_ASSERT(periods <= TG_LOOP_PERIODS);
   TG_EACH(p, 1, periods + 1) {
@@ -94,7 +95,7 @@ static void note_for_loop(const tg_policy* policy, tg_state* state, tg_loop* loo
       count(&loop->run[p - 1]);
     else
       loop->run[p - 1] = 0;
-    found |= loop->run[p - 1] >= policy->loop_tokens - p;
+    found |= loop->run[p - 1] >= wanted - p;
   }
   if (tg_any(found)) state->flags |= TG_STATE_LOOP; /* behind it all have read what is written next */
   TG_ALONE {

@@ -415,11 +415,12 @@ class Model:
 
     def repeats(self):
         """Rule 16."""
-        length = self.policy.loop_tokens
+        loop_tokens = self.policy.loop_tokens
+        length = loop_tokens + (3 if self.pending() else 0)  # so that a character is finished, if it ever is
         last = self.history[-length:]
-        if not length or len(last) < length:
+        if not loop_tokens or len(last) < length:
             return False
-        return any(all(last[i] == last[i - p] for i in range(p, length)) for p in range(1, length // 4 + 1))
+        return any(all(last[i] == last[i - p] for i in range(p, length)) for p in range(1, loop_tokens // 4 + 1))
 
     # --- looking ahead ---
 

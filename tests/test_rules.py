@@ -553,6 +553,18 @@ def test_rule_16_a_loop_is_closed():
     assert thinking(*"abcabcabc", loop_tokens=8).phase == "thinking", "a period of three is too long for eight"
 
 
+def test_rule_16_a_loop_of_halved_characters_is_closed_behind_one():
+    looping = [*3 * [b"\xe2", b"\x82", b"\xac"], b"\xe2"]  # ten tokens, of which the last twelve are wanted
+    guard = thinking(*looping, b"\x82", loop_tokens=12)
+    assert guard.phase == "thinking", "one too few"
+    assert guard.say(b"\xac").phase == "closing"
+    guard = thinking(b"\x82", b"\xac", *looping, loop_tokens=12)
+    assert guard.phase == "thinking", "inside a character"
+    assert guard.say(b"\x82").phase == "thinking"
+    assert guard.say(b"\xac").phase == "closing"
+    assert thinking(*7 * [b"\xf0"], loop_tokens=4).phase == "closing", "no character comes of it"
+
+
 def test_rule_17_the_bias_grows_on_the_plan_alone():
     guard = thinking(max_thinking_tokens=6, soft_thinking_tokens=2, close_bias=8.0)
     seen = []
