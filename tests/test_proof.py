@@ -63,7 +63,7 @@ def test_the_reader_reads_as_the_promise_does(world):
     chunks += 4 * [world.start, world.end, f"{world.start}{world.space}", f"{world.start}a{world.end}", "a"]
     chunks += 4 * [world.off] if world.off else []
     off = re.escape(world.off) if world.off else rf"{re.escape(world.start)}\s*{re.escape(world.end)}"
-    reading = Reading((world.start,), (world.end,), tuple(world.openers), tuple(world.implicit), off)
+    reading = Reading(world.starts, world.ends, tuple(world.openers), tuple(world.implicit), off)
     seen = set()
     for _ in range(TEXTS):
         opening, blocks = rng.choice(["force", "allow", "forbid"]), rng.choice([1, 2])

@@ -32,6 +32,7 @@ VALUES: dict[str, tuple] = {
     "on_eos": ("close", "ban"),
     "markers_in_answer": ("ban", "allow"),
     "soft_thinking_tokens": (None, 1),
+    "loop_tokens": (0, 4, 8),
 }
 
 

@@ -20,7 +20,7 @@ from functools import cache, cached_property
 
 import numpy as np
 from proof.regular import Automaton
-from proof.scan import Place, Scan, is_utf8, unfinished
+from proof.scan import Place, Scan, read_bytes
 from proof.structure import Shape, structure
 from proof.worlds import WORLDS, World
 
@@ -99,7 +99,7 @@ class Reader:
             skipped = shown
         anything = self.shape.markers == "allow" and self.shape.opening == "allow"
         first = Place("answer") if anything else Place()  # nothing tells a quoted marker from one that is meant
-        places, scan, does = _explored((first, Place(), Place(), b""), self._step, self._followed)
+        places, scan, does = _explored((first, Place(), Place(), (b"", True)), self._step, self._followed)
         inside = [place[0].within == "reasoning" and self.shape.opening != "forbid" for place in places]
         return tuple(np.array(table, np.int32) for table in (shown, skipped, scan, does, inside))
 
@@ -109,7 +109,7 @@ class Reader:
         openers = (*world.openers, world.channel.body) if world.channel else tuple(world.openers)
         spelled = tuple(self.controls)
         dropped = tuple(name for name, token in self.controls.items() if token in world.dropped)
-        texts = Scan((world.start,), (world.end,), openers, self.shape.markers == "allow", bool(world.channel))
+        texts = Scan(world.starts, world.ends, openers, self.shape.markers == "allow", bool(world.channel))
         return texts, Scan(openers=spelled), Scan(openers=dropped)
 
     def _step(self, places: tuple, token: int) -> tuple[tuple, int]:
@@ -142,11 +142,10 @@ class Reader:
         wrong = [one for one in spelled if self.controls[one] != token] + misread
         if wrong and not (texts.quotes and was.within == "answer"):
             does |= MISREADS
-        left = unfinished(places[3] + piece)
-        goes_on = places[3] + piece[:1]
-        cuts = places[3] and (not piece or not (unfinished(goes_on) or is_utf8(goes_on)))
-        does |= LEAVES * bool(left) | CUTS * bool(cuts)
-        return (place, control, rest, left), does
+        begun, follows, cuts = read_bytes(*places[3], piece)
+        does |= LEAVES * (bool(begun) and follows) | CUTS * cuts
+        follows = follows and not (self.shape.loops and not piece)
+        return (place, control, rest, (begun, follows)), does
 
 
 def _explored(begin: Hashable, step: Callable, followed: np.ndarray) -> tuple[list, list, list]:

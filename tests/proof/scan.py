@@ -71,6 +71,21 @@ def unfinished(text: bytes) -> bytes:
     return b""
 
 
+def read_bytes(begun: bytes, follows: bool, piece: bytes) -> tuple[bytes, bool, bool]:
+    """(character begun behind a token, whether it follows a whole one, whether the token broke one that did)."""
+    cut = bool(begun) and follows and not piece
+    for byte in piece:
+        grown = begun + bytes([byte])
+        if is_utf8(grown):
+            begun, follows = b"", True
+        elif unfinished(grown) == grown:
+            begun = grown
+        else:
+            cut = cut or (bool(begun) and follows)
+            begun, follows = unfinished(grown), not begun
+    return begun, follows, cut
+
+
 _RESTS = [bytes([byte]) + b"\x80" * more for byte in (0x80, 0xBF) for more in range(3)]
 
 

@@ -18,19 +18,20 @@ class Shape(NamedTuple):
     opening: str
     blocks: int
     markers: str
+    loops: bool = False  # whether a loop closes: one of tokens without text does so inside a character, too
 
     @classmethod
     def of(cls, policy: ThinkPolicy) -> Shape:
-        return cls(policy.opening, policy.max_think_blocks, policy.markers_in_answer)
+        return cls(policy.opening, policy.max_think_blocks, policy.markers_in_answer, policy.loop_tokens > 0)
 
 
 def structure(world: World, shape: Shape) -> Language:
     """The regular expression of an output without its EOS."""
     if world.channel:
         return _messages(world, shape)
-    start, end = text(world.start), text(world.end)
+    start, end = text(*world.starts), text(*world.ends)
     quotes = shape.markers == "allow"
-    answer = ANYTHING if quotes else without(world.start, world.end)
+    answer = ANYTHING if quotes else without(*world.starts, *world.ends)
     block = start + without(*world.markers, *world.implicit) + end
     if shape.opening == "forbid":
         off = text(world.off) if world.off else start + one_of(WHITE).star() + end

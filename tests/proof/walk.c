@@ -13,7 +13,7 @@
 
 #include "thinkguard.h"
 
-enum { MOST_WIDTH = 96, MOST_PATH = 256 };
+enum { MOST_WIDTH = 96, MOST_PATH = 256, MOST_PERIODS = 2 };
 
 /* What a token does to the reader's counts; as in reader.py. */
 enum {
@@ -76,6 +76,7 @@ typedef struct {
 typedef struct {
   tg_state state;
   int32_t shown, skipped, scan, thinking, answer, visible;
+  int32_t seen, last[MOST_PERIODS], runs[MOST_PERIODS], unused; /* what counts of the side block of loops */
 } pair;
 
 typedef struct {
@@ -138,6 +139,27 @@ static void normal(const tg_policy* policy, tg_state* state) {
   most(&state->header_tokens, TG_HEADER_PATIENCE);
 }
 
+/* The side block of a state. As many tokens count as the longest period is long, and of a run only what makes a loop. */
+static void unfold(const tg_policy* policy, const pair* p, tg_loop* loop) {
+  memset(loop, 0, sizeof *loop);
+  loop->count = (uint32_t)p->seen;
+  for (int32_t i = 0; i < policy->loop_tokens / 4; i++) {
+    loop->ring[i] = p->last[i];
+    loop->run[i] = p->runs[i];
+  }
+}
+
+static void fold(const tg_policy* policy, pair* p, const tg_loop* loop) {
+  int32_t periods = policy->loop_tokens / 4;
+  int thinks = p->state.phase == TG_THINKING || p->state.phase == TG_CLOSING;
+  p->seen = !thinks ? 0 : loop->count < (uint32_t)periods ? (int32_t)loop->count : periods;
+  for (int32_t i = 0; i < periods; i++) {
+    p->last[i] = i < p->seen ? loop->ring[(loop->count - (uint32_t)(p->seen - i)) % TG_LOOP_PERIODS] : 0;
+    p->runs[i] = thinks ? loop->run[i] : 0;
+    most(&p->runs[i], policy->loop_tokens + 3);
+  }
+}
+
 /* --- one step --- */
 
 /* What tg_apply leaves of a row in which EOS is best or all are the same; the best ones in `best`. Returns 0 where nothing
@@ -185,12 +207,12 @@ static void cut_counts(const wanted* r, pair* p) {
 }
 
 /* Let machine and reader take a token; what is wrong with it. */
-static int step(const walk* w, pair* p, int32_t token, int32_t forced) {
+static int step(const walk* w, pair* p, tg_loop* loop, int32_t token, int32_t forced) {
   const wanted* r = w->reader;
   int32_t at = p->scan * r->width + token, does = r->does[at];
   int limited = p->state.limit != TG_NO_LIMIT;
   if (forced && does & CUTS) return CUT;
-  tg_advance(w->program, w->policy, &p->state, NULL, token);
+  tg_advance(w->program, w->policy, &p->state, loop, token);
   if (is_eos(w->policy, token)) {
     if (p->state.phase != TG_DONE) return UNFINISHED;
     int wrong = ending(r, p);
@@ -360,8 +382,11 @@ static int wander(walk* w, int32_t num_begins, const pair* first) {
   for (int32_t i = 0; i < w->reader->num_walks; i++) {
     int32_t begin = i % num_begins, length = 0;
     pair p = first[begin];
+    tg_loop loop;
+    unfold(w->policy, &p, &loop);
     while (has_room(&p.state) && length < MOST_PATH) {
       pair n = p;
+      fold(w->policy, &n, &loop);
       normal(w->policy, &n.state);
       uint8_t allowed[MOST_WIDTH], of_normal[MOST_WIDTH], best[MOST_WIDTH], best_of_normal[MOST_WIDTH];
       int32_t forced, other;
@@ -381,7 +406,7 @@ static int wander(walk* w, int32_t num_begins, const pair* first) {
       } while (!allowed[token] || !w->reader->followed[token]);
       if (is_eos(w->policy, token)) break;
       w->out->tokens[length++] = token;
-      step(w, &p, token, forced);
+      step(w, &p, &loop, token, forced);
       w->out->wandered++;
     }
   }
@@ -390,13 +415,15 @@ static int wander(walk* w, int32_t num_begins, const pair* first) {
 
 static int explore(walk* w, const beginning* begins, int32_t num_begins, pair* first) {
   const wanted* r = w->reader;
-  if (r->width > MOST_WIDTH) return w->out->fault = NO_MEMORY;
+  if (r->width > MOST_WIDTH || w->policy->loop_tokens / 4 > MOST_PERIODS) return w->out->fault = NO_MEMORY;
   for (int32_t i = 0; i < num_begins; i++) {
     const beginning* b = &begins[i];
     tg_ids ids = {b->prompt, 1, 4};
     pair p;
+    tg_loop loop;
     memset(&p, 0, sizeof p);
-    tg_start(w->program, w->policy, &ids, b->num_prompt, 0, b->limit, &p.state, NULL);
+    tg_start(w->program, w->policy, &ids, b->num_prompt, 0, b->limit, &p.state, &loop);
+    fold(w->policy, &p, &loop);
     p.shown = b->shown, p.skipped = b->skipped, p.scan = b->scan, p.thinking = b->thinking, p.visible = b->visible;
     cut_counts(r, &p);
     first[i] = p;
@@ -418,11 +445,14 @@ static int explore(walk* w, const beginning* begins, int32_t num_begins, pair* f
     for (int32_t token = 0; token < r->width; token++) {
       if (!allowed[token] || !r->followed[token]) continue;
       pair p = w->pairs[at];
-      if ((wrong = step(w, &p, token, forced))) return report(w, wrong, at, token);
+      tg_loop loop;
+      unfold(w->policy, &p, &loop);
+      if ((wrong = step(w, &p, &loop, token, forced))) return report(w, wrong, at, token);
       int64_t to = p.state.phase == TG_DONE ? AT_EOS : AT_LIMIT;
       if (p.state.phase == TG_DONE || !has_room(&p.state)) {
         w->out->ends++;
       } else {
+        fold(w->policy, &p, &loop);
         normal(w->policy, &p.state);
         to = number_of(w, &p, 1, (int32_t)at, token);
         if (to < 0) return w->out->fault = NO_MEMORY;

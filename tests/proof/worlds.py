@@ -26,6 +26,7 @@ class World:
     eos: Sequence[str] = ("<eos>",)  # special too
     start: str = "<t>"
     end: str = "</t>"
+    others: Sequence[tuple[str, str]] = ()  # further starts, each with its end
     space: str = "\n"  # behind the start
     close: tuple[str, str] = ("\n", "\n\n")  # before and behind the end
     openers: Sequence[str] = ()  # of the answer
@@ -62,7 +63,15 @@ class World:
     @property
     def markers(self) -> tuple[str, ...]:
         """Texts that have a meaning in the structure."""
-        return (self.start, self.end, *self.openers)
+        return (*self.starts, *self.ends, *self.openers)
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        return (self.start, *(start for start, _ in self.others))
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        return (self.end, *(end for _, end in self.others))
 
     @cached_property
     def program(self) -> ThinkProgram:
@@ -73,7 +82,7 @@ class World:
         )  # fmt: skip
         before, behind = self.close
         format = ThinkFormat(
-            name=self.name, starts=(self.start,), ends=(self.end,), open_text=self.start + self.space,
+            name=self.name, starts=self.starts, ends=self.ends, open_text=self.start + self.space,
             close_text=before + self.end + behind, answer_starts=tuple(self.openers), header_text="",
             implicit_ends=tuple(self.implicit), off_text=self.off, channel=self.channel, **self.fields,
         )  # fmt: skip
@@ -102,17 +111,19 @@ WORLDS = {
               prompts=["<t", "<t>\n", "<t>a</"]),
         World("letters", ["a", ".", "\n", "[", "/", "T]", "[T", "x[", "]", "1"], start="[T]", end="[/T]", close=("", ""),
               space="", prompts=["[T", "[T][/"]),
-        World("specials", ["a", ".", "\n", "<t", "</t", ">", "t>", b""], ["<user>"], ["<user>"], close=("", ""),
+        World("specials", ["a", ".", "\n", "<t", "</t", ">", "t>", b""], ["<user>", "<|<t"], ["<user>", "<|<t"], close=("", ""),
               prompts=["<t>"]),
         World("dropped markers", ["a", ".", "[T", "[/T", "H]"], ["[TH]", "[/TH]", "<user>"], ["[TH]", "[/TH]", "<user>"],
               start="[TH]", end="[/TH]", space="", close=("", "")),
         World("bytes", ["a", ".", "\n", "<t>", "</", "t>", "<", ">"], single_bytes=[b"<", b"\n"], close=("\n", "\n")),
         World("tool", ["a", ".", "\n", "<t>", "</", "t>", ">"], ["<tool>"], close=("\n", "\n"), implicit=["<tool>"],
-              prompts=["<t>\n"]),
+              eos=["<eos>", "<end>"], prompts=["<t>\n"]),
         World("spelled tool", ["a", "\n", "<t>", "</t", ">", "t>", "<c", ".<", "c>"], close=("\n", "\n"), wait="\na",
               implicit=["<c>"], message="a", prompts=["<t>a<c"]),
         World("opener", ["a", ".", "\n", "<t>", "</", "t>", "<r", ">"], close=("\n", "\n<r>"), openers=["<r>"],
               off="<t></t><r>", prompts=["<t>"]),
+        World("pairs", ["a", "\n", "<t>", "</", "t>", ">", "[t]", "[/", "t]", "]"], others=[("[t]", "[/t]")], message="a",
+              close=("\n", "\n"), prompts=["[t]", "<t>a[/"]),
         World("words", ["So", " ", "hm:", "ok:", "m:", "k:", ":", "a.", "\n", "o"], start="So hm:", end="So ok:",
               close=("\n", "\n"), message="a.", wait="a.", prompts=["So "]),
         World("mixed", ["a", ".", "\n", "go", "o", "<|", "c>"], ["<|c>", "<c|>"], ["<|c>", "<c|>"], start="<|c>go",
@@ -121,7 +132,7 @@ WORLDS = {
               message="a", prompts=["<t>"]),
         World("wide", ["a", ".", "\n", "<t>", "</", "t>", ">", b"\xc3", b"\xf0", *CONTINUATION], close=("\n", "\n"),
               alike=CONTINUATION[:-1]),
-        World("channels", ["a.", "\n", "b", "r", "f", "t", "="], ["<s>", "<c>", "<m>", "<e>"], ["<s>", "<c>", "<m>", "<e>"],
+        World("channels", ["a.", "\n", "b", "r", "f", "t", "=", "<", "m>"], ["<s>", "<c>", "<m>", "<e>"], ["<s>", "<c>", "<m>", "<e>"],
               eos=["<r>", "<k>"], start="<c>r<m>", end="<e>", space="", close=("", ""), openers=["<c>f<m>"],
               off="<c>f<m>", message="a.", wait="a.",
               channel=ChannelGrammar(header="<s>b<c>", tool_headers=("<c>t",), body="<m>", message_end="<e>",
