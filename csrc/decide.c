@@ -23,8 +23,8 @@ static void decide_thinking(const tg_program* program, const tg_policy* policy, 
   const tg_node* node = &program->nodes[state->node];
   action->forbidden |= TG_START | TG_ANSWER | TG_TOOL | TG_BODY | TG_HEADER | TG_CALL_END;
   if (state->thinking < policy->min_thinking_tokens && state->phase != TG_CLOSING) { /* 13 */
-    int32_t ends = TG_END | TG_GROWS_END | begun_ends(program, state), begins;
-    action->forbidden |= ends | TG_IMPLICIT;
+    int32_t ends = TG_END | TG_GROWS_END | TG_IMPLICIT | begun_ends(program, state), begins;
+    action->forbidden |= ends;
     action->flags |= TG_BAN_EOS;
     if (state->flags & TG_STATE_SPOKEN && extension_fits(program, policy, state, extension_length(policy))) { /* 18 */
       action->moved = ends;
@@ -34,7 +34,8 @@ static void decide_thinking(const tg_program* program, const tg_policy* policy, 
     action->flags |= policy->on_eos == TG_EOS_CLOSE ? TG_MOVE_EOS : TG_BAN_EOS;
     action->moved = TG_IMPLICIT;
     action->token = node->plan;
-    if (policy->soft_thinking_tokens != TG_NO_LIMIT && state->thinking >= policy->soft_thinking_tokens) /* 17 */
+    int in_call = node->finish && node->end_chars < 2;
+    if (policy->soft_thinking_tokens != TG_NO_LIMIT && state->thinking >= policy->soft_thinking_tokens && !in_call) /* 17 */
       action->bias = policy->close_bias * (float)(state->thinking - policy->soft_thinking_tokens) /
                      (float)(policy->max_thinking_tokens - policy->soft_thinking_tokens);
   }

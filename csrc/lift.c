@@ -82,10 +82,13 @@ static tg_status grow_trie(builder* b) {
   lift->end_of = zeros(most, sizeof *lift->end_of);
   lift->start_depth = zeros(most, sizeof *lift->start_depth);
   lift->start_of = zeros(most, sizeof *lift->start_of);
+  lift->call_depth = zeros(most, sizeof *lift->call_depth);
+  lift->call_of = zeros(most, sizeof *lift->call_of);
+  lift->call_chars = zeros(most, sizeof *lift->call_chars);
   lift->nodes = zeros(most, sizeof *lift->nodes);
   if (!b->child || !b->fail || !b->symbol || !b->parent || !b->own || !b->output || !b->below || !b->leaf ||
       !b->start_chars || !lift->delta || !lift->depth || !lift->end_depth || !lift->end_of || !lift->start_depth ||
-      !lift->start_of || !lift->nodes)
+      !lift->start_of || !lift->call_depth || !lift->call_of || !lift->call_chars || !lift->nodes)
     return TG_NO_MEMORY;
   lift->num_symbols = (int32_t)num_symbols;
   int32_t num_nodes = 1;
@@ -166,7 +169,7 @@ static void measure_nodes(builder* b) {
   tg_lift* lift = b->lift;
   for (int32_t n = 0; n < lift->num_nodes; n++) {
     tg_node* node = &lift->nodes[n];
-    lift->end_of[n] = lift->start_of[n] = -1;
+    lift->end_of[n] = lift->start_of[n] = lift->call_of[n] = -1;
     for (int32_t c = b->leaf[n] ? 0 : n; c; c = b->fail[c]) { /* no sequence ever stands at a leaf */
       int32_t chars = 0, bytes = 0, has_control = 0;
       for (int32_t at = c; at; at = b->parent[at]) {
@@ -189,6 +192,11 @@ static void measure_nodes(builder* b) {
           b->start_chars[n] = chars;
           lift->start_depth[n] = lift->depth[c];
         }
+      }
+      if (lift->call_of[n] < 0 && b->below[c] & TG_IMPLICIT) {
+        lift->call_of[n] = pattern_through(b, c, TG_IMPLICIT);
+        lift->call_chars[n] = chars;
+        lift->call_depth[n] = lift->depth[c];
       }
       if (has_control) node->reach |= b->below[c];
     }
@@ -329,7 +337,10 @@ static uint32_t mask_of(const builder* b, int32_t node, int32_t token, uint32_t 
   const tg_event* event = (const tg_event*)b->events.data + (step >> 16);
   const tg_node* next = &lift->nodes[step & 0xFFFF];
   uint32_t mask = (uint32_t)event->kinds | (uint32_t)next->reach << 16;
-  if (next->end_chars > 2) mask |= TG_GROWS_END;
+  if (next->end_chars > 2 || lift->call_chars[step & 0xFFFF] > 2) mask |= TG_GROWS_END;
+  int64_t bytes = b->vocab->offsets[token + 1] - b->vocab->offsets[token];
+  if (event->kinds == TG_IMPLICIT && event->marker_bytes + event->tail_bytes > bytes)
+    mask = (mask & ~(uint32_t)TG_IMPLICIT) | TG_GROWS_END;
   if (next->end_chars >= 2 && !next->reach) mask |= TG_HALF_END;
   if (b->start_chars[step & 0xFFFF] >= 2 && !next->reach) mask |= TG_HALF_START;
   if (begins_end(b, node, token, (int32_t)(step & 0xFFFF))) mask |= TG_BEGINS_END;
@@ -542,5 +553,8 @@ void tg_lift_free(tg_lift* lift) {
   free(lift->end_of);
   free(lift->start_of);
   free(lift->start_depth);
+  free(lift->call_of);
+  free(lift->call_depth);
+  free(lift->call_chars);
   free(lift);
 }

@@ -174,7 +174,7 @@ static void begin_header(tg_state* state, int32_t body) {
 /* Let the last marker of a token decide the phase (1). `was` is the phase before, CLOSING only if the token was the forced
  * one. Returns whether the marker meant anything there. */
 static int follow_marker(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop, int32_t was,
-                         const tg_event* event) {
+                         const tg_event* event, uint32_t info) {
   int thinking = was == TG_THINKING || was == TG_CLOSING;
   int32_t kind = event->last & ~TG_SPELLED;
   TG_ASSERT(event->starts >= 0);
@@ -201,7 +201,7 @@ static int follow_marker(const tg_program* program, const tg_policy* policy, tg_
     case TG_IMPLICIT:
       if (!thinking) return 0;
       state->closed_by = TG_BY_IMPLICIT;
-      begin_answer(state, TG_BODY_FINAL, 1);
+      begin_answer(state, TG_BODY_FINAL, (info & TG_VISIBLE) != 0); /* the opener belongs to the answer */
       return 1;
     case TG_TOOL:
       if (was != TG_HEADING && was != TG_BEFORE) state->flags |= TG_STATE_VIOLATION;
@@ -300,7 +300,7 @@ static void account(const tg_program* program, const tg_policy* policy, tg_state
   int quoted = was == TG_ANSWERING && policy->markers_in_answer == TG_MARKERS_ALLOW && !program->is_channel && event->last &&
                event->last != TG_ANSWER;
   if (quoted) state->flags |= TG_STATE_VIOLATION;
-  if (event->last && !quoted && follow_marker(program, policy, state, loop, was, event)) return;
+  if (event->last && !quoted && follow_marker(program, policy, state, loop, was, event, info)) return;
   int32_t visible = (info & TG_VISIBLE) != 0;
   if (was == TG_THINKING) {
     int32_t begins = 0;

@@ -45,7 +45,7 @@ enum {
   TG_CALL_END = 1 << 8,   /* channel formats: ends a tool call ("<|call|>") */
   TG_RECIPIENT = 1 << 9,  /* channel formats: names a tool in a free header ("to=") */
   TG_MULTI = 1 << 10,     /* of a token: completes more than one marker, so no structure has room for it */
-  TG_GROWS_END = 1 << 11, /* of a token: takes a half-written text end beyond two characters */
+  TG_GROWS_END = 1 << 11, /* of a token: takes a half-written text end, or tool call's opener, beyond two characters */
   TG_EXTENDS = 1 << 12,   /* of a token: all of it continues the marker that the node has half written */
   /* of a token: takes an end in plain bytes from fewer than two characters to two or more. Only ends that begin with a mark
      of punctuation or a symbol count, and none behind a quote or bracket in the same token. */
@@ -121,7 +121,7 @@ typedef struct {
   int32_t marks;       /* all kinds that the node's marks complete or lead to */
   int32_t reach;       /* kinds that a marker with a control token already written can still become, 0: no such marker */
   int32_t plan;        /* first token of ending the thinking from here (rule 11); a token of the vocabulary */
-  int32_t finish;      /* sequence that finishes a half-written end of two characters or more, TG_SEQ_NONE: no such end */
+  int32_t finish;      /* finishes a half-written end of two characters or more, else such an opener; TG_SEQ_NONE: neither */
   int32_t open;        /* sequence that finishes a half-written start of two characters or more, TG_SEQ_NONE: no such */
 } tg_node;
 
@@ -155,7 +155,8 @@ typedef struct tg_program {
   const uint32_t* except_step;  /* as `step` */
   const int32_t* mark_offset;   /* [num_nodes + 1] of the tokens that complete, enter or extend a marker */
   const int32_t* mark_token;    /* ascending for each node */
-  const uint32_t* mark_mask;    /* kinds | reach of the next node << 16 */
+  const uint32_t* mark_mask;    /* kinds | reach of the next node << 16; of kinds, TG_GROWS_END stands for TG_IMPLICIT where
+                                     the token only completes an opener that was begun before it */
   const tg_event* events;       /* [num_events] */
   const tg_node* nodes;         /* [num_nodes] */
   const int32_t* never;         /* tokens that are always banned (rule 3); like the lists below ascending */
@@ -317,6 +318,9 @@ typedef struct {
   int32_t* end_of;      /* [num_nodes] its pattern, -1: none */
   int32_t* start_of;    /* [num_nodes] pattern of the half-written start, spelled forms left out, -1: none */
   int32_t* start_depth; /* [num_nodes] its symbols */
+  int32_t* call_of;     /* [num_nodes] pattern of the half-written tool call's opener, -1: none, */
+  int32_t* call_depth;  /* [num_nodes] its symbols, and */
+  int32_t* call_chars;  /* [num_nodes] characters, a control token counting two */
 } tg_lift;
 
 /* Build the automaton over `patterns` and lift it onto `vocab`. Time: one walk over all bytes of the vocabulary, and for

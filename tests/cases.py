@@ -20,6 +20,9 @@ WIDE = [
     "😀".encode()[:3],
 ]
 
+# Openers of tool calls that begin as a start or an end does, that are written around a control token, or with two of them
+CALLS = [("</tool>",), ("<th>", "<tool>"), ("<|D|>call",), ("|D|[<tool>",), ("ax<tool>",), ("to=",)]
+
 
 def chunks(rng, text, num):
     """Random substrings of a text, its markers' neighbours included."""
@@ -67,11 +70,11 @@ def format_and_controls(rng):
     before = rng.choice(["", "\n"])
     extra = {
         "answer_starts": rng.choice([(), (), ("<ans>",)]),
-        "implicit_ends": rng.choice([(), (), ("<tool>",)]),
+        "implicit_ends": rng.choice([(), (), ("<tool>",), *CALLS]),
         "off_text": None,
         "header_text": rng.choice(["", "assistant"]),
     }
-    inner = [name for name in ("<ans>", "<tool>") if rng.random() < 0.5]
+    inner = [name for name in ("<ans>", "<tool>", "|D|") if rng.random() < 0.5]
     if kind in ("text", "token"):
         start, end = rng.choice(
             [("<think>", "</think>"), ("[T", "[/T"), ("ab", "ba"), ("<t>", "</t>"), ("◁t▷", "◁/t▷")]

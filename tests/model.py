@@ -29,6 +29,7 @@ class Found:
     """What one token completes: (kind, spelled, index of its first symbol behind) of each marker."""
 
     markers: list = field(default_factory=list)
+    whole_call: bool = False  # one of them a tool call's opener that lies wholly in this token
 
     @property
     def kinds(self):
@@ -71,9 +72,13 @@ class Model:
                     self.controls.append(symbol[1])
         for token in self.controls:  # rule 2: their plain spelling, by the single marker that they are or by itself
             self.add_marker(tuple(self.name_of(token).encode()), own.get(token), True)
+        never = [bytes(symbols).decode() for symbols, _, spelled in self.markers if spelled]
         for text in format.implicit_ends:
+            if not self.has_pieces(text):
+                continue
             self.add_marker(self.symbols(text), "implicit", False)
-            self.add_marker(tuple(text.encode()), "implicit", False)
+            if not any(name in text for name in never):  # which is never completed, and so nothing around it
+                self.add_marker(tuple(text.encode()), "implicit", False)
             self.controls += [s[1] for s in self.symbols(text) if is_control(s) and s[1] not in self.controls]
         if channel and channel.recipient:
             self.add_marker(self.symbols(channel.recipient), "recipient", False)
@@ -100,9 +105,8 @@ class Model:
         self.channel = self.spell(self.symbols(channel.header[len(role) :])) if channel else []
         names = [self.spell(self.symbols(text)) for text in (*format.answer_starts, *format.starts)]
         self.header_tokens = len(self.header) + max(map(len, names)) if channel else 0
-        finishes = [len(self.finish_of(symbols[:i])) for symbols, kind, spelled in self.markers
-                    if kind == "end" and not spelled for i in range(1, len(symbols)) if characters(symbols[:i]) >= 2]
-        self.longest_close = max([len(self.close), *finishes])
+        begun = [symbols[:i] for symbols, _, _ in self.markers for i in range(1, len(symbols))]
+        self.longest_close = max(len(self.close), *(len(self.finish_of(text)) for text in begun))
 
     # --- text ---
 
@@ -156,7 +160,8 @@ class Model:
         return not self.bytes_of(token) or bool(self.vocabulary.flags[token] & 2)
 
     def is_visible(self, token):
-        return not self.is_inert(token) and bool(self.bytes_of(token).strip(WHITE))
+        special = token < self.vocabulary.num_tokens and self.vocabulary.flags[token] & 2
+        return not special and bool(self.bytes_of(token).strip(WHITE))
 
     def read(self, text, token):
         """(half-written marker at the text's end, what was completed) after one more token. Markers do not overlap."""
@@ -167,6 +172,7 @@ class Model:
             if hits:
                 symbols, kind, spelled = max(hits, key=lambda m: len(m[0]))
                 found.markers.append((kind, spelled, index + 1))
+                found.whole_call |= kind == "implicit" and len(symbols) <= index + 1
                 if not self.goes_on(symbols):
                     # Who skips special tokens does not see this one: what was half written before it goes on behind it.
                     dropped = len(symbols) == 1 and is_control(symbol) and self.vocabulary.flags[symbol[1]] & 2
@@ -194,10 +200,19 @@ class Model:
                 kinds |= {k for symbols, k, _ in self.markers if len(symbols) > length and symbols[:length] == begun}
         return kinds
 
-    def finish_of(self, begun):
-        """Rule 12: what finishes a half-written end, with the canonical white space behind it."""
-        symbols = next(s for s, k, spelled in self.markers if k == "end" and not spelled and s[: len(begun)] == begun)
-        return self.spell_before_text(symbols[len(begun) :] + self.symbols(self.end_space))
+    def has_pieces(self, text):
+        """Whether the vocabulary has pieces for all of a text, so that no token of a single byte is needed."""
+        tokens = [token for piece in self.pieces(text)[::2] for token in self.vocabulary.encode_bytes(piece.encode())]
+        return not any(self.vocabulary.flags[token] & 4 for token in tokens)
+
+    def finish_of(self, text):
+        """Rule 12: what finishes a half-written end, with the canonical white space behind it, or a tool call's opener."""
+        for kind, behind in (("end", self.symbols(self.end_space)), ("implicit", ())):
+            begun, marker = self.half(text, kind)
+            if characters(begun) >= 2:
+                rest = marker[len(begun) :] + behind
+                return self.spell_before_text(rest) if kind == "end" else self.spell(rest)
+        return []
 
     # --- state ---
 
@@ -357,7 +372,7 @@ class Model:
             if not thinking:
                 return False
             self.closed_by = "implicit"
-            self.begin_answer("final", 1)
+            self.begin_answer("final", self.is_visible(token))  # the opener belongs to the answer
         elif kind == "tool":
             self.violation |= was not in ("heading", "before")
             self.begin_header("free")
@@ -561,8 +576,7 @@ class Model:
                 self.begin_close()
 
     def begin_close(self):
-        begun, _ = self.half(self.text, "end")
-        self.begin(self.finish_of(begun) if characters(begun) >= 2 else self.bare if self.is_bare else self.close)
+        self.begin(self.finish_of(self.text) or (self.bare if self.is_bare else self.close))
 
     # --- decide ---
 
@@ -598,15 +612,16 @@ class Model:
         forbidden = {"start", "answer", "tool", "body", "header", "call_end"}
         target, bias, moved, eos = None, 0.0, set(), "ban"
         if self.thinking < policy.min_thinking_tokens and self.phase != "closing":  # rule 13
-            ends = {"end", "grows"} | self.begun_ends()
-            forbidden |= ends | {"implicit"}
+            ends = {"end", "implicit", "grows"} | self.begun_ends()
+            forbidden |= ends
             if self.spoken and self.extension_fits(len(self.extend)):  # rule 18
                 target, moved = self.extension_aim(self.raw_text)[0], ends
         else:
-            target, moved = self.plan(), {"implicit"}
+            target, moved = self.plan(), {"whole call"}
             eos = "move" if policy.on_eos == "close" else "ban"
             soft = policy.soft_thinking_tokens
-            if soft is not None and self.thinking >= soft:  # rule 17
+            in_call = self.finish_of(self.text) and characters(self.half(self.text, "end")[0]) < 2
+            if soft is not None and self.thinking >= soft and not in_call:  # rule 17
                 bias = policy.close_bias * (self.thinking - soft) / (policy.max_thinking_tokens - soft)
         if not self.spoken:
             forbidden.add("half start")
@@ -726,13 +741,16 @@ class Model:
         return self.reachable(self.read(text, token)[0]) if self.symbols_of(token) else set()
 
     def kinds_of(self, text, token):
-        """Kinds that a token completes; "spelled" and "multi" forbid it everywhere, "grows" below the minimum."""
+        """Kinds that a token completes; "spelled" and "multi" forbid it everywhere, "grows" below
+        the minimum, and "whole call" is moved."""
         before, (text, found) = self.half(text, "end")[0], self.read(text, token)
         kinds = set(found.kinds) | {"spelled" for _, spelled, _ in found.markers if spelled}
         if found.counted > 1:
             kinds.add("multi")
+        if found.whole_call:
+            kinds.add("whole call")
         symbols, half = self.symbols_of(token), self.half(text, "end")[0]
-        if characters(half) > 2 and symbols:
+        if max(characters(half), characters(self.half(text, "implicit")[0])) > 2 and symbols:
             kinds.add("grows")
         if self.reachable(text):
             return kinds - {None}

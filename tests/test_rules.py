@@ -436,6 +436,123 @@ def test_rule_11_a_tool_call_ends_the_thinking_by_way_of_the_end():
     assert guard.phase == "answering"
 
 
+TOOLS = ThinkFormat(
+    name="tools",
+    starts=("<think>",),
+    ends=("</think>",),
+    open_text="<think>",
+    close_text="</think>",
+    implicit_ends=("<|tool|>", "</tool>"),
+)
+CALLS = [*PIECES, b"<|", b"to", b"ol", b"|>", b"|>x", b"<|tool|>", b".<|"]
+
+
+def calling(*said, format=TOOLS, pieces=CALLS, **policy):
+    return Guarded(format, pieces=pieces, prompt=["<assistant>", "<th", "ink>"], **policy).say(*said)
+
+
+def traced(guard, *said):
+    """The trace of an output that begins with the pieces and goes on as long as something is forced."""
+    prompt, output = [guard.id(piece) for piece in ("<assistant>", "<th", "ink>")], [guard.id(piece) for piece in said]
+    row = guard.program.start(prompt, guard.policy)
+    for token in output:
+        guard.program.advance(row, token)
+    while row.decide().kind == FORCE:
+        output.append(row.decide().token)
+        guard.program.advance(row, output[-1])
+    return guard.program.explain(prompt, output, guard.policy)
+
+
+def test_rule_11_a_tool_call_of_several_tokens_is_the_end_itself():
+    """`<|DSML|function_calls</think>>`: the last token of the opener had been turned into the end."""
+    guard = calling("a", "<|", "to", "ol")
+    assert guard.best(**{"|>": 9, "b": 0}) == "|>"
+    assert guard.allows("|>x"), "and what comes behind it"
+    assert guard.say("|>").phase == "answering"
+    trace = traced(guard, "a", "<|", "to", "ol", "|>", "x")
+    assert (trace.closed_by, trace.reasoning, trace.answer) == ("implicit", "a", "<|tool|>x")
+
+
+def test_rule_11_begun_by_one_character_it_is_an_opener_of_several_tokens():
+    guard = calling("a", "<")
+    assert guard.best(**{"<|tool|>": 9}) == "</", "one token that holds all of it is still moved, to the end"
+    assert guard.say("|", "t", "o", "ol").allows("|>")
+    assert guard.say("|>").phase == "answering"
+
+
+def test_rule_11_the_plain_spelling_of_an_opener_that_is_a_token_is_one_of_several_tokens():
+    plain = [piece for piece in CALLS if piece != b"<|tool|>"]
+    guard = calling("a", "<|", "to", "ol", pieces=plain, added=["<|tool|>"])
+    assert guard.best(**{"<|tool|>": 9}) == "</"
+    assert guard.say("|>").phase == "answering"
+
+
+def test_rule_17_no_bias_inside_a_tool_call():
+    policy = {"soft_thinking_tokens": 1, "max_thinking_tokens": 20, "close_bias": 500.0}
+    assert calling("a", "b", "<", **policy).best(**{"c": 9, "</": 0}) == "</"
+    assert calling("a", "b", "<|", "to", **policy).best(**{"ol": 9, "</": 0}) == "ol"
+
+
+@pytest.mark.parametrize(
+    ("said", "closed", "by", "answer"),
+    [
+        (["a", "<"], "stop.</think>", "budget", ""),  # one character is ordinary text
+        (["a", "<|"], "tool|>", "implicit", "<|tool|>"),
+        (["a", ".<|"], "tool|>", "implicit", "<|tool|>"),
+        (["a", "<|", "to", "ol"], "|>", "implicit", "<|tool|>"),
+        (["a", "</"], "think>", "budget", ""),  # an end too, which comes first
+        (["a", "</", "to"], "ol>", "implicit", "</tool>"),
+    ],
+)
+def test_rule_12_a_half_written_tool_call_is_finished(said, closed, by, answer):
+    guard = calling(*said, max_thinking_tokens=len(said), close_message="stop.")
+    assert guard.forced() == closed
+    assert guard.phase == "answering"
+    trace = traced(guard, *said)
+    assert (trace.closed_by, trace.answer) == (by, answer)
+    assert trace.forced[0] == len(said)
+
+
+def test_rule_08_the_room_for_closing_counts_what_finishes_a_tool_call():
+    """`<|tool|>` takes seven more tokens behind `<`, more than the three of `</think>`."""
+    letters = [*PIECES, b"<|"]
+    short = calling(pieces=letters).row.policy.close_room
+    call = ThinkFormat(**{field: getattr(TOOLS, field) for field in ("name", "starts", "ends", "open_text", "close_text")})
+    assert calling(pieces=letters, format=call).row.policy.close_room < short
+    guard = calling("a", "<|", pieces=letters, max_tokens=short + 2)
+    assert guard.forced() == "tool|>"
+    assert guard.count["length"] + guard.policy.min_answer_tokens + 1 <= short + 2
+
+
+def test_rule_13_below_the_minimum_a_tool_call_cannot_even_grow():
+    guard = calling("a", min_thinking_tokens=9)
+    assert not guard.allows("<|tool|>")
+    guard.say("<|")
+    assert not guard.allows("to")
+    assert guard.allows("x")
+    guard = calling("a", "<|", "to", "ol", min_thinking_tokens=9)  # another processor insisted
+    assert not guard.allows("|>")
+
+
+def test_rule_18_a_tool_call_below_the_minimum_extends():
+    guard = calling("a", min_thinking_tokens=9, extend_message="Wait", max_extensions=1)
+    assert guard.best(**{"<|tool|>": 9, "Wait": 0, "b": 1}) == "Wait"
+    assert guard.say("<|").best(to=9, Wait=0, b=1) == "Wait"
+
+
+def test_rule_09_a_special_opener_is_not_visible():
+    """`<tool><tool><tool>` had counted as three tokens of answer."""
+    format = ThinkFormat(
+        name="tools", starts=("<think>",), ends=("</think>",), open_text="<think>", close_text="</think>",
+        implicit_ends=("<tool>",),
+    )  # fmt: skip
+    for special, visible in ((("<eos>", "<tool>"), 0), (("<eos>",), 3)):
+        guard = Guarded(format, added=["<tool>"], special=special, prompt=["<assistant>", "<th", "ink>"])
+        guard.say("a", "</", "think", ">\n\n", "<tool>", "<tool>", "<tool>")
+        assert guard.count["visible"] == visible
+        assert guard.allows("<eos>") == bool(visible)
+
+
 @pytest.mark.parametrize(
     ("said", "closed"),
     [

@@ -157,7 +157,8 @@ static void make_program(bytes* in, world* w, tg_lift* lift, int is_channel) {
   p->seq_token = w->seq_token;
   for (int32_t n = 0; n < lift->num_nodes; n++) {
     lift->nodes[n].plan = take(in, num_tokens);
-    lift->nodes[n].finish = lift->nodes[n].end_chars >= 2 ? TG_SEQ_PROGRAM + take(in, NUM_SEQ) : 0;
+    int begun = lift->nodes[n].end_chars >= 2 || lift->call_chars[n] >= 2;
+    lift->nodes[n].finish = begun ? TG_SEQ_PROGRAM + take(in, NUM_SEQ) : 0;
     lift->nodes[n].open = lift->nodes[n].start_bytes >= 2 ? TG_SEQ_PROGRAM + take(in, NUM_SEQ) : 0;
   }
   list_tokens(in, w, lift->info);

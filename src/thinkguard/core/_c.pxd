@@ -165,6 +165,9 @@ cdef extern from "thinkguard.h" nogil:
         int32_t *end_of
         int32_t *start_of
         int32_t *start_depth
+        int32_t *call_of
+        int32_t *call_depth
+        int32_t *call_chars
 
     tg_status tg_lift_new(const tg_vocab *vocab, const tg_patterns *patterns, tg_lift **lift)
     void tg_lift_free(tg_lift *lift)

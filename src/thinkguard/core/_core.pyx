@@ -183,6 +183,9 @@ def lift(const uint8_t[::1] text not None, const int64_t[::1] offsets not None, 
             "end_of": copied(out.end_of, n, np.int32),
             "start_depth": copied(out.start_depth, n, np.int32),
             "start_of": copied(out.start_of, n, np.int32),
+            "call_depth": copied(out.call_depth, n, np.int32),
+            "call_of": copied(out.call_of, n, np.int32),
+            "call_chars": copied(out.call_chars, n, np.int32),
         }
     finally:
         c.tg_lift_free(out)

@@ -152,13 +152,25 @@ def _patterns(format: ThinkFormat, alphabet: _Alphabet) -> dict[Symbols, int]:
     for token_id, index in alphabet.controls.items():
         kind = patterns.get((_CONTROL + index,), 0)
         patterns.setdefault(tuple(names[token_id].encode()), int(kind | Kind.SPELLED))
-    for text in format.implicit_ends:
-        symbols = alphabet.symbols(text)
-        patterns.setdefault(symbols, int(Kind.IMPLICIT))
-        patterns.setdefault(tuple(text.encode()), int(Kind.IMPLICIT))
+    spelled = [bytes(symbols) for symbols, kind in patterns.items() if kind & Kind.SPELLED]
+    for text in _openers(format, alphabet):
+        patterns.setdefault(alphabet.symbols(text), int(Kind.IMPLICIT))
+        if not any(other in text.encode() for other in spelled):  # which is never completed, and so nothing around it
+            patterns.setdefault(tuple(text.encode()), int(Kind.IMPLICIT))
     if channel and channel.recipient:
         patterns.setdefault(alphabet.symbols(channel.recipient), int(Kind.RECIPIENT))
     return patterns
+
+
+def _openers(format: ThinkFormat, alphabet: _Alphabet) -> list[str]:
+    """Return the openers of tool calls, but for those that this vocabulary has no pieces for: its model writes none."""
+    vocabulary = alphabet.vocabulary
+
+    def has_pieces(text: str) -> bool:
+        runs = (part.encode() for part in alphabet.split(text)[::2])
+        return not any(vocabulary.flags[t] & TokenFlag.BYTE for run in runs for t in vocabulary.encode_bytes(run))
+
+    return [text for text in format.implicit_ends if has_pieces(text)]
 
 
 def _lift(vocabulary: Vocabulary, alphabet: _Alphabet, patterns: dict[Symbols, int], space: bytes) -> Arrays:
@@ -183,9 +195,9 @@ def _flag_tokens(lifted: Arrays, format: ThinkFormat, vocabulary: Vocabulary, al
     """Add to `info` what only the vocabulary and the format know."""
     info = lifted["info"]
     inert = ((info & TokenInfo.TEXT) == 0) | ((vocabulary.flags & TokenFlag.SPECIAL) != 0)
+    info[inert] &= np.uint32(0xFFFFFFFF ^ int(TokenInfo.VISIBLE))
     inert[list(alphabet.controls)] = False
     info[inert] |= np.uint32(TokenInfo.INERT)
-    info[inert] &= np.uint32(0xFFFFFFFF ^ int(TokenInfo.VISIBLE))
     raw = {*vocabulary.bos_ids, *vocabulary.pad_ids}
     if format.boundaries is None:
         inner = {*DEFAULT_INNER, *format.inner, *format.answer_ends, *format.implicit_ends}
@@ -320,7 +332,7 @@ class _Spelling:
         bare_end = self.alphabet.token_ids(symbols_of(format.ends[0]))
         first = bare_end[0]
         planned = 1 if first in self.alphabet.controls else len(self.alphabet.vocabulary.token_bytes(first))
-        nodes, self.finishes = self.lifted["nodes"], []
+        nodes, self.finishes, self.calls = self.lifted["nodes"], [], []
         for node in range(len(nodes)):
             rest = patterns[self.lifted["end_of"][node]][self.lifted["end_depth"][node] :]
             # Behind a plan's own first token the plan goes on, even where that token has fewer than two characters.
@@ -330,6 +342,11 @@ class _Spelling:
                 finish = self.alphabet.token_ids(rest + behind_end, before_text=True)
                 nodes["finish"][node] = self.add(finish)
                 self.finishes.append((node, finish))
+            elif self.lifted["call_chars"][node] >= 2:
+                rest = patterns[self.lifted["call_of"][node]][self.lifted["call_depth"][node] :]
+                finish = self.alphabet.token_ids(rest)
+                nodes["finish"][node] = self.add(finish)
+                self.calls.append((node, finish))
             begun = patterns[self.lifted["start_of"][node]][: self.lifted["start_depth"][node]]
             if self.lifted["start_of"][node] >= 0 and (len(begun) > 1 or begun[0] >= _CONTROL):
                 rest = patterns[self.lifted["start_of"][node]][len(begun) :]
@@ -352,6 +369,7 @@ class _Spelling:
             "message_end": self.spell(channel.message_end)[0] if channel else -1,
             "header_tokens": self.header_tokens,
             "longest_finish": max((len(tokens) for _, tokens in self.finishes), default=0),
+            "longest_call": max((len(tokens) for _, tokens in self.calls), default=0),
         }
 
     def verify(self, tables: _core.Tables) -> None:
@@ -369,12 +387,13 @@ class _Spelling:
                     "single bytes, which an invalid byte before them makes unreadable; name a format with other markers"
                 )
         banned = set(self.lifted["never"].tolist())
-        both = int(Kind.START | Kind.END)
+        both = int(Kind.START | Kind.END | Kind.IMPLICIT)
         ends = int(Kind.END | Kind.ANSWER)  # either may be what the thinking-off text leads to
         walks = [(0, self.open, int(Kind.START), both), (0, self.off, 0, 0)]
         whole = np.flatnonzero(self.lifted["nodes"]["finish"] == Seq.NONE).tolist()
         walks += [(node, self.close, int(Kind.END), both) for node in whole]
         walks += [(node, tokens, int(Kind.END), both) for node, tokens in self.finishes]
+        walks += [(node, tokens, int(Kind.IMPLICIT), both | int(Kind.ANSWER)) for node, tokens in self.calls]
         for node, tokens, wanted, among in walks:
             kinds = seen = 0
             at = node
@@ -407,7 +426,7 @@ def _turns(format: ThinkFormat, vocabulary: Vocabulary, lifted: Arrays) -> tuple
     names = ("never", "inert", "blank", "partial1", "partial2", "partial3", "continuing1", "continuing2", "seq_token")
     arrays |= dict.fromkeys(names, empty) | {"seq_offset": np.zeros(1, np.int32)} | _name_walk(b"", vocabulary)
     scalars = dict.fromkeys(
-        ("header_seq", "channel_seq", "header_tokens", "longest_finish", "space_word", "space_bytes"), 0
+        ("header_seq", "channel_seq", "header_tokens", "longest_finish", "longest_call", "space_word", "space_bytes"), 0
     )
     scalars |= {"is_channel": int(bool(format.assistant_headers)), "body_token": -1, "message_end": -1, "newline": -1}
     return arrays, scalars

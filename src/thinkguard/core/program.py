@@ -120,7 +120,9 @@ class ThinkProgram:
         if bare_close:
             close, off, bare = self._bare(close), self._bare(off), self._bare(bare)
         extend, lead = self._extension(policy.extend_message or "")
-        fields = _fields_of(policy) | {"longest_close": max(len(close), self._compiled.scalars["longest_finish"])} | lead
+        scalars = self._compiled.scalars
+        longest = max(len(close), scalars["longest_finish"], scalars["longest_call"])
+        fields = _fields_of(policy) | {"longest_close": longest} | lead
         sequences = [self._compiled.open, close, off, extend, bare]
         bound = BoundPolicy(self.tables, policy, fields, sequences, eos)
         self._refuse_eos_in(eos, [token_id for sequence in sequences for token_id in sequence])

@@ -28,8 +28,9 @@ class Violation:
 class ThinkTrace:
     """What happened in one output.
 
-    `closed_by` is "model" (an EOS turned into an end cannot be told from it), "budget", "boundary", "loop", "implicit",
-    "prompt" or "none". A token was forced if deciding on its prefix forces it.
+    `closed_by` is "model" (an EOS turned into an end cannot be told from it), "budget", "boundary", "loop", "implicit" (a
+    tool call's opener, with which the answer begins: the text has no end marker), "prompt" or "none". A token was forced if
+    deciding on its prefix forces it; "implicit" with forced tokens is an opener that was half written at a budget.
     """
 
     reasoning: str  # text of all thinking blocks of the output, white space around it removed
