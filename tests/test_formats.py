@@ -122,6 +122,8 @@ def test_family_agrees_with_the_facts(name: str, families: dict[str, dict[str, A
     assert family.models == tuple(fact["models"])
     for opener in family.answer_starts:
         assert any(opener in listed for listed in fact["answer_open"] + fact["implicit_end"])
+    sources = [re.fullmatch(r"(.+) \((.+)\)", listed) for listed in fact["implicit_end"]]
+    assert list(family.implicit_ends) == [source[1] for source in sources if source]
 
 
 # What the table says otherwise of markers' tokens and of other tools, and why.
@@ -155,6 +157,7 @@ def names_in(fact: str | None) -> list[str]:
 def test_what_tools_are_told_agrees_with_the_facts(name: str, families: dict[str, dict[str, Any]]) -> None:
     told, fact = facts_of(name), families[name]
     assert (list(told.vllm_parsers) == names_in(fact["vllm_reasoning_parser"])) != (name in OTHER_VLLM)
+    assert list(told.vllm_tool_parsers) == names_in(fact["vllm_tool_parser"])
     assert (list(told.sglang_parsers) == names_in(fact["sglang_reasoning_parser"])) != (name in OTHER_SGLANG)
     assert (list(told.llamafactory_templates) == names_in(fact["llamafactory_template"])) != (name in OTHER_TEMPLATES)
     assert told.tokens == next((kind for kind, words in TOKENS_IN_WORDS.items() if re.match(words, fact["tokens"])), None)
@@ -172,6 +175,7 @@ def test_no_entry_lends_what_tools_are_told() -> None:
     ("package", "file", "field"),
     [
         ("vllm", "reasoning/__init__.py", "vllm_parsers"),
+        ("vllm", "tool_parsers/__init__.py", "vllm_tool_parsers"),
         ("sglang", "srt/parser/reasoning_parser.py", "sglang_parsers"),
     ],
 )
@@ -187,6 +191,7 @@ def test_families_stand_in_the_table_alone() -> None:
     told = [facts_of(name) for name in NAMES]
     known = {*NAMES, *ThinkFormat.refused()} - {"think"}
     known |= {name for facts in told for name in facts.vllm_parsers + facts.sglang_parsers + facts.llamafactory_templates}
+    known |= {name for facts in told for name in facts.vllm_tool_parsers} - {"openai"}  # which is the client's name too
     for path in PACKAGE.rglob("*.py"):
         if path.relative_to(PACKAGE).parts[0] not in ("formats", "bench"):  # examples in an error; what is compared
             nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
@@ -459,6 +464,18 @@ def test_white_space_of_an_unknown_family_is_rendered() -> None:
     assert (found.turn_ends, found.header_text) == (("<eot>",), "@assistant@")
     plain = detect_format(vocabulary(source))  # no role token at all: the role's text is the boundary
     assert (plain.boundaries, plain.header_text) == (("<eot>@assistant@",), "")
+
+
+def test_openers_of_tool_calls_are_the_family_s_and_the_template_s() -> None:
+    """A template that mentions no opener had taken it away, and then calls were cut in the middle."""
+    plain = detect_format(vocabulary(CHATML, "[THINK]", "[/THINK]"))
+    assert plain.implicit_ends == ThinkFormat.from_name("mistral_think_tokens").implicit_ends == ("[TOOL_CALLS]",)
+    tools = (ROOT / "tests" / "templates" / "chatml_tools.jinja").read_text(encoding="utf-8")
+    own = detect_format(vocabulary(tools, "[THINK]", "[/THINK]"))
+    assert own.implicit_ends == ("[TOOL_CALLS]", "<tool_call>"), "the template's own, too"
+    assert resolve_format("think", vocabulary(tools)).implicit_ends == ("<tool_call>",)
+    assert resolve_format("think", vocabulary(CHATML)).implicit_ends == ()
+    assert resolve_format("minimax_m3", vocabulary(tools)).implicit_ends == ("]<]minimax[>[<tool_call>",), "one holds it"
 
 
 def test_eos_is_not_needed_as_a_turn_end_but_found() -> None:

@@ -24,17 +24,20 @@ White space, header and turn ends come from the rendered template, so a fine-tun
 
 `opening` and `closing` are what is forced, white space included; what a model writes by itself is recognised by the
 marker alone. `off` is what a turn begins with when thinking is forbidden; an empty cell means an empty block.
-`tool calls` lists openers of tool calls that end the reasoning, where the chat template knows them.
+`tool calls` lists openers of tool calls, which end the reasoning: one that is a token is turned into the end marker, one of
+several tokens is the end itself. Where the rendered template calls tools with none of them but with another family's
+opener, that one is taken.
 """
 
 TOOLS = """
 ## In other tools
 
-What to name there: the reasoning parsers of vLLM and SGLang (`--reasoning-parser`), and those of LLaMA-Factory's templates
-(`template:`) that know reasoning. Where several are listed, the model decides; families without any are left out.
+What to name there: the reasoning parsers of vLLM and SGLang (`--reasoning-parser`), vLLM's tool parsers
+(`--tool-call-parser`), and those of LLaMA-Factory's templates (`template:`) that know reasoning. Where several are listed,
+the model decides; families without any are left out.
 
-| name | vLLM | SGLang | LLaMA-Factory |
-|---|---|---|---|
+| name | vLLM | vLLM, tools | SGLang | LLaMA-Factory |
+|---|---|---|---|---|
 """
 
 REFUSED = """
@@ -70,7 +73,8 @@ def document() -> str:
     tools = []
     for name in ThinkFormat.names():
         facts = facts_of(name)
-        cells = [named(known) for known in (facts.vllm_parsers, facts.sglang_parsers, facts.llamafactory_templates)]
+        columns = (facts.vllm_parsers, facts.vllm_tool_parsers, facts.sglang_parsers, facts.llamafactory_templates)
+        cells = [named(known) for known in columns]
         if any(cells):
             tools.append(f"| `{name}` | {' | '.join(cells)} |\n")
     refused = [f"- `{name}`: {reason}.\n" for name, reason in ThinkFormat.refused().items()]

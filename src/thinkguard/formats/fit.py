@@ -131,7 +131,7 @@ def spelled(family: ThinkFormat, found: Found, added: Mapping[str, int]) -> Thin
 
 
 def surrounded(format: ThinkFormat, header: str | None, vocabulary: Vocabulary, renders: Renders) -> ThinkFormat:
-    """Take header text and turn ends from the renders, and drop tool-call openers that the model does not know."""
+    """Take header text, turn ends and, where the family's own are not in it, the opener of a tool call from the renders."""
     changes: dict[str, Any] = {}
     added = [content for content in vocabulary.added if content.strip()]
     if header is not None:
@@ -150,11 +150,23 @@ def surrounded(format: ThinkFormat, header: str | None, vocabulary: Vocabulary, 
             changes["header_text"] = ""
     ends = format.turn_ends if format.channel else (*format.turn_ends, *_turn_ends(format, added, renders))
     changes["turn_ends"] = tuple(end for end in dict.fromkeys(ends) if end in vocabulary.added)
-    if renders.source:
-        written = (renders.call, renders.source)
-        known = (opener for opener in format.implicit_ends if any(opener in text for text in written))
-        changes["implicit_ends"] = tuple(known)
+    if format.channel is None and (opener := _other_opener(format, renders.call)):
+        changes["implicit_ends"] = (*format.implicit_ends, opener)
     return replace(format, **changes)
+
+
+def _other_opener(format: ThinkFormat, call: str) -> str | None:
+    """Return the first opener in a rendered tool call that any family lists, None if it holds one of the format's own.
+
+    A template that calls tools in another way than its family, or whose family is not known to call any.
+    """
+    if any(opener in call for opener in format.implicit_ends):
+        return None
+    families = map(ThinkFormat.from_name, ThinkFormat.names())
+    known = {opener for family in families for opener in family.implicit_ends if opener in call}
+    markers = (*format.starts, *format.ends, *format.answer_starts, *format.implicit_ends)
+    apart = (opener for opener in known if not any(opener in other or other in opener for other in markers))
+    return min(apart, key=lambda opener: (call.index(opener), -len(opener)), default=None)
 
 
 def _turn_ends(format: ThinkFormat, added: Iterable[str], renders: Renders) -> list[str]:

@@ -47,6 +47,7 @@ class FamilyFacts:
     vllm_parsers: tuple[str, ...] = ()  # the names of vLLM's reasoning parsers for it; of several, the model decides
     vllm_reads_text: bool = False  # whether the first finds markers that are spelled in several tokens
     sglang_parsers: tuple[str, ...] = ()
+    vllm_tool_parsers: tuple[str, ...] = ()
     llamafactory_templates: tuple[str, ...] = ()  # of those that know reasoning
     thought_words: tuple[str, str] | None = None  # what those write around reasoning, None: LLaMA-Factory's default
 
@@ -143,6 +144,7 @@ def facts_of(name: str) -> FamilyFacts:
         vllm_parsers=tuple(parsers.get("vllm", ())),
         vllm_reads_text=parsers.get("vllm_reads_text", False),
         sglang_parsers=tuple(parsers.get("sglang", ())),
+        vllm_tool_parsers=tuple(parsers.get("vllm_tools", ())),
         llamafactory_templates=tuple(trainer.get("templates", ())),
         thought_words=words and (words[0], words[1]),
     )
