@@ -207,12 +207,16 @@ class Model:
 
     def finish_of(self, text):
         """Rule 12: what finishes a half-written end, with the canonical white space behind it, or a tool call's opener."""
-        for kind, behind in (("end", self.symbols(self.end_space)), ("implicit", ())):
-            begun, marker = self.half(text, kind)
-            if characters(begun) >= 2:
-                rest = marker[len(begun) :] + behind
-                return self.spell_before_text(rest) if kind == "end" else self.spell(rest)
-        return []
+        begun, marker = self.half(text, "end")
+        if characters(begun) >= 2:
+            return self.spell_before_text(marker[len(begun) :] + self.symbols(self.end_space))
+        begun, marker = self.half(text, "implicit")
+        tokens = self.spell(marker[len(begun) :]) if characters(begun) >= 2 else []
+        seen, never = [], any(map(self.is_never, tokens))
+        for token in tokens:  # a plain spelling may hold an added token, and then it is none
+            text, found = self.read(text, token)
+            seen += found.markers
+        return tokens if [kind for kind, _, _ in seen] == ["implicit"] and not never else []
 
     # --- state ---
 

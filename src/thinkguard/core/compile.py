@@ -332,7 +332,7 @@ class _Spelling:
         bare_end = self.alphabet.token_ids(symbols_of(format.ends[0]))
         first = bare_end[0]
         planned = 1 if first in self.alphabet.controls else len(self.alphabet.vocabulary.token_bytes(first))
-        nodes, self.finishes, self.calls = self.lifted["nodes"], [], []
+        nodes, self.finishes, self.longest_call = self.lifted["nodes"], [], 0
         for node in range(len(nodes)):
             rest = patterns[self.lifted["end_of"][node]][self.lifted["end_depth"][node] :]
             # Behind a plan's own first token the plan goes on, even where that token has fewer than two characters.
@@ -345,12 +345,27 @@ class _Spelling:
             elif self.lifted["call_chars"][node] >= 2:
                 rest = patterns[self.lifted["call_of"][node]][self.lifted["call_depth"][node] :]
                 finish = self.alphabet.token_ids(rest)
-                nodes["finish"][node] = self.add(finish)
-                self.calls.append((node, finish))
+                if self._opens_a_call(node, finish):
+                    nodes["finish"][node] = self.add(finish)
+                    self.longest_call = max(self.longest_call, len(finish))
             begun = patterns[self.lifted["start_of"][node]][: self.lifted["start_depth"][node]]
             if self.lifted["start_of"][node] >= 0 and (len(begun) > 1 or begun[0] >= _CONTROL):
                 rest = patterns[self.lifted["start_of"][node]][len(begun) :]
                 nodes["open"][node] = self.add(self.alphabet.token_ids(rest + behind_start, before_text=True))
+
+    def _opens_a_call(self, node: int, token_ids: list[int]) -> bool:
+        """Whether tokens complete an opener from a node and nothing else; a plain spelling may hold an added token."""
+        step, offset, tokens = (self.lifted[name] for name in ("step", "except_offset", "except_token"))
+        seen: list[int] = []
+        for token_id in token_ids:
+            first, behind = int(offset[node]), int(offset[node + 1])
+            at = first + int(np.searchsorted(tokens[first:behind], token_id))
+            found = at < behind and tokens[at] == token_id
+            leads = int(self.lifted["except_step"][at] if found else step[token_id])
+            node = leads & 0xFFFF
+            if leads >> 16:
+                seen.append(int(self.lifted["events"]["kinds"][leads >> 16]))
+        return seen == [Kind.IMPLICIT] and not set(token_ids) & set(self.lifted["never"].tolist())
 
     def arrays(self) -> Arrays:
         lengths = [len(sequence) for sequence in self.sequences]
@@ -369,7 +384,7 @@ class _Spelling:
             "message_end": self.spell(channel.message_end)[0] if channel else -1,
             "header_tokens": self.header_tokens,
             "longest_finish": max((len(tokens) for _, tokens in self.finishes), default=0),
-            "longest_call": max((len(tokens) for _, tokens in self.calls), default=0),
+            "longest_call": self.longest_call,
         }
 
     def verify(self, tables: _core.Tables) -> None:
@@ -393,7 +408,6 @@ class _Spelling:
         whole = np.flatnonzero(self.lifted["nodes"]["finish"] == Seq.NONE).tolist()
         walks += [(node, self.close, int(Kind.END), both) for node in whole]
         walks += [(node, tokens, int(Kind.END), both) for node, tokens in self.finishes]
-        walks += [(node, tokens, int(Kind.IMPLICIT), both | int(Kind.ANSWER)) for node, tokens in self.calls]
         for node, tokens, wanted, among in walks:
             kinds = seen = 0
             at = node
