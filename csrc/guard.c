@@ -47,7 +47,10 @@ static void walk(const tg_program* program, const tg_policy* policy, tg_slot slo
   for (;;) {
     if (in_prompt && at >= slot.prompt) {
       tg_end_prompt(program, policy, raw, silent, &slot.state);
-      if (raw && !slot.guards_raw) slot.state.flags = TG_STATE_INERT;
+      if (raw && !slot.guards_raw)
+        slot.state.flags = TG_STATE_INERT | TG_STATE_NO_CHAT;
+      else
+        tg_open(program, policy, tokens, slot.prompt, &slot.state);
       in_prompt = 0;
     } else if (at < total + index) {
       int64_t end = in_prompt ? slot.prompt : total;

@@ -115,7 +115,7 @@ static void begin_close(const tg_program* program, const tg_policy* policy, tg_s
 static void settle(const tg_program* program, const tg_policy* policy, tg_state* state) {
   if (state->seq || state->phase == TG_ANSWERING || state->phase == TG_DONE) return;
   const tg_node* node = &program->nodes[state->node];
-  if (state->phase == TG_BEFORE && policy->opening == TG_OPEN_FORCE) { /* 10 */
+  if (state->phase == TG_BEFORE && (policy->opening == TG_OPEN_FORCE || state->flags & TG_STATE_OPENS)) { /* 10 */
     begin_sequence(program, policy, state, node->open ? node->open : TG_SEQ_OPEN, 0);
   } else if (state->phase == TG_BEFORE && policy->opening == TG_OPEN_FORBID) {
     begin_sequence(program, policy, state, TG_SEQ_OFF, 0);
@@ -470,6 +470,33 @@ void tg_start(const tg_program* program, const tg_policy* policy, const tg_ids* 
   tg_end_prompt(program, policy, raw, silent, state);
 }
 
+/* The next of these tokens that leads anywhere from the root, or `num_tokens`. */
+static int64_t next_mark(const tg_program* program, const tg_ids* ids, int64_t from, int64_t num_tokens) {
+  for (int64_t i = from; i < num_tokens; i += TG_LANES) {
+    int64_t at = i + TG_LANE;
+    int32_t token = at < num_tokens ? tg_id(ids, at) : -1, ahead = tg_first(token >= 0 && tg_step(program, 0, token));
+    if (ahead < TG_LANES) return i + ahead;
+  }
+  return num_tokens;
+}
+
+void tg_open(const tg_program* program, const tg_policy* policy, const tg_ids* prompt_ids, int64_t num_tokens,
+             tg_state* state) {
+  const tg_program* shown = program->shown;
+  if (!shown || policy->opening != TG_OPEN_AUTO || state->phase != TG_BEFORE) return;
+  int32_t node = 0, found = 0;
+  for (int64_t i = 0; i < num_tokens && !found; i++) {
+    if (!node && (i = next_mark(shown, prompt_ids, i, num_tokens)) == num_tokens) break;
+    uint32_t step = tg_step(shown, node, tg_id(prompt_ids, i));
+    node = (int32_t)(step & 0xFFFF);
+    found = tg_event_at(shown, step)->kinds != 0;
+  }
+  if (!found) return;
+  state->flags |= TG_STATE_OPENS;
+  state->seq = state->pos = 0; /* a channel format forces its way to any channel's name */
+  settle(program, policy, state);
+}
+
 /* --- where the assistant's turn starts --- */
 
 /* Back from the end to the last boundary. */
@@ -543,6 +570,7 @@ int64_t tg_turn_start(const tg_program* program, const tg_ids* ids, int64_t num_
   int64_t start = program->turns ? behind_header(program->turns, ids, num_tokens, lead, &is_raw)
                                  : behind_boundary(program, ids, num_tokens, &is_raw);
   if (start < 0 || (lead && !program->turns && !start)) return -1;
-  *raw = is_raw;
-  return is_raw || !program->num_name_nodes ? start : behind_name(program, ids, start, num_tokens);
+  int64_t begin = start && program->num_name_nodes ? behind_name(program, ids, start, num_tokens) : start;
+  *raw = is_raw && begin == start; /* BOS or padding that the header's own text follows begins turns too */
+  return begin;
 }

@@ -62,7 +62,7 @@ enum {
   TG_VISIBLE = 1 << 1,  /* holds a byte outside ASCII white space, and is not inert */
   TG_INERT = 1 << 2,    /* dropped by skip_special_tokens or without text, and no marker's symbol */
   TG_BOUNDARY = 1 << 3, /* begins a turn or a role */
-  TG_RAW = 1 << 4,      /* BOS or padding: a boundary that does not show a chat */
+  TG_RAW = 1 << 4,      /* BOS or padding: a boundary that shows no chat, unless the header's own text follows it */
   TG_MARKUP = 1 << 5    /* holds the character that an end of TG_BEGINS_END begins with, or a backtick */
 };
 
@@ -77,7 +77,12 @@ typedef enum {
   TG_BY_PROMPT = 6
 } tg_closed_by;
 typedef enum { TG_BODY_NONE = 0, TG_BODY_FREE = 1, TG_BODY_FINAL = 2, TG_BODY_CALL = 3, TG_BODY_PREAMBLE = 4 } tg_body;
-typedef enum { TG_OPEN_FORCE = 0, TG_OPEN_ALLOW = 1, TG_OPEN_FORBID = 2 } tg_opening;
+typedef enum {
+  TG_OPEN_FORCE = 0,
+  TG_OPEN_ALLOW = 1,
+  TG_OPEN_FORBID = 2,
+  TG_OPEN_AUTO = 3 /* forced where the prompt says that thinking is on (tg_open), else allowed */
+} tg_opening;
 typedef enum { TG_EOS_CLOSE = 0, TG_EOS_BAN = 1 } tg_on_eos;
 typedef enum { TG_AT_LINE = 0, TG_AT_SENTENCE = 1 } tg_close_at;
 typedef enum { TG_MARKERS_BAN = 0, TG_MARKERS_ALLOW = 1 } tg_markers;
@@ -170,6 +175,7 @@ typedef struct tg_program {
   /* How prompts show turns. */
   const struct tg_program* turns; /* lift over boundaries that are text or headers (TG_HEADER: a boundary, TG_START: an
                                      assistant header), NULL where TG_BOUNDARY tokens are all there is */
+  const struct tg_program* shown; /* lift over the texts of a prompt that say that thinking is on, NULL: none is known */
   int32_t num_name_nodes;     /* of the header's own text at the start of a turn: nodes of a walk over its tokens from 0 to
                                      the last one, behind all of it; 0 without one */
   const int32_t* name_offset; /* [num_name_nodes + 1] */
@@ -212,11 +218,13 @@ enum {
   TG_STATE_RECIPIENT = 1 << 2, /* the header names a tool */
   TG_STATE_VIOLATION = 1 << 3, /* the last token was an illegal marker or EOS */
   TG_STATE_FORCED = 1 << 4,    /* the last token was the forced one */
+  TG_STATE_OPENS = 1 << 5,     /* TG_OPEN_AUTO, and the prompt says that thinking is on */
+  TG_STATE_NO_CHAT = 1 << 6,   /* beside TG_STATE_INERT: left alone, for the prompt shows no chat */
   /* Of the text since the last marker that began a block or the answer, the token that completed it left out: */
-  TG_STATE_MARKUP = 1 << 5,    /* a TG_MARKUP token; one that leaves one character of an end counts with the next token */
-  TG_STATE_PARAGRAPH = 1 << 6, /* in the answer: visible text, an empty line, visible text again */
-  TG_STATE_SPOKEN = 1 << 7,    /* in a block: a visible token that left no start half written */
-  TG_STATE_BARE = 1 << 8 /* in a block: a token of its close was not sampled, which closes without its optional parts */
+  TG_STATE_MARKUP = 1 << 7,    /* a TG_MARKUP token; one that leaves one character of an end counts with the next token */
+  TG_STATE_PARAGRAPH = 1 << 8, /* in the answer: visible text, an empty line, visible text again */
+  TG_STATE_SPOKEN = 1 << 9,    /* in a block: a visible token that left no start half written */
+  TG_STATE_BARE = 1 << 10 /* in a block: a token of its close was not sampled, which closes without its optional parts */
 };
 
 /* Where one sequence stands. All counters are >= 0. */
@@ -340,16 +348,24 @@ uint32_t tg_step(const tg_program* program, int32_t node, int32_t token);
 int32_t tg_kinds_on_the_way(const tg_program* program, const int32_t* tokens, int64_t num_tokens);
 
 /* Index where the assistant's own turn starts in a prompt: behind the last boundary and the header's own text, 0 without any;
- * *raw is set to 1 if no boundary but BOS and padding was found, else to 0. Where boundaries are tokens it scans back from the
- * end, so its cost is the turn's length. With `lead` > 0 the ids are the end of a longer prompt: where boundaries are text or
- * headers the walk goes forward, and the first `lead` ids with text only bring the automaton into step; they are at least as
- * many as the longest pattern has symbols. -1 then, and nothing in *raw: where the turn starts is not known from these ids. */
+ * *raw is set to 1 if no boundary but BOS and padding was found, without the header's own text behind it, else to 0. Where
+ * boundaries are tokens it scans back from the end, so its cost is the turn's length. With `lead` > 0 the ids are the end of a
+ * longer prompt: where boundaries are text or headers the walk goes forward, and the first `lead` ids with text only bring the
+ * automaton into step; they are at least as many as the longest pattern has symbols. -1 then, and nothing in *raw: where the
+ * turn starts is not known from these ids. */
 int64_t tg_turn_start(const tg_program* program, const tg_ids* ids, int64_t num_tokens, int64_t lead, int32_t* raw);
 
 /* Start a state: walk the assistant's own part of the prompt, turn_ids[num_tokens]; negative ids are skipped. `loop` may be
- * NULL if the policy looks for no loops. With `raw` only a marker at the very end counts. Both are written whole. */
+ * NULL if the policy looks for no loops. With `raw` only a marker at the very end counts. Both are written whole.
+ * Under TG_OPEN_AUTO tg_open has to follow. */
 void tg_start(const tg_program* program, const tg_policy* policy, const tg_ids* turn_ids, int64_t num_tokens, int32_t raw,
               int32_t limit, tg_state* state, tg_loop* loop);
+
+/* Complete the start of a state under TG_OPEN_AUTO: if its turn has not begun to think or to answer, and the prompt holds a
+ * text of `program->shown`, the opening is forced. The whole prompt is read then, prompt_ids[num_tokens] from its beginning
+ * to the first such text; else, and under every other policy, nothing is. */
+void tg_open(const tg_program* program, const tg_policy* policy, const tg_ids* prompt_ids, int64_t num_tokens,
+             tg_state* state);
 
 /* Account for one sampled token. An impossible id (negative) makes the state inert. Constant cost, but for the binary
  * searches of tg_step and loop_tokens / 4 comparisons where loops are looked for. */

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 from model import Model
 
 from thinkguard import ChannelGrammar, ThinkFormat, ThinkPolicy, ThinkProgram, Vocabulary
+from thinkguard.core._core import ThinkState
 from thinkguard.core.names import ClosedBy, Phase, StateFlag
 from thinkguard.errors import FormatError, PolicyError, TokenizerError
 
@@ -141,7 +145,7 @@ def policy(rng):
                 extend_message=extend[0],
                 max_extensions=extend[1],
                 on_eos=rng.choice(["close", "close", "ban"]),
-                opening=rng.choice(["force", "force", "force", "allow", "allow", "forbid"]),
+                opening=rng.choice(["force", "force", "auto", "auto", "allow", "allow", "forbid"]),
                 max_think_blocks=rng.choice([1, 1, 1, 2, 3]),
                 min_answer_tokens=rng.choice([0, 1, 1, 2, 4]),
                 max_answer_tokens=rng.choice([None, None, 4, 8]),
@@ -157,6 +161,8 @@ def case(rng):
     """(program, bound policy, model) of one generated format, vocabulary and policy."""
     while True:
         fmt, controls = format_and_controls(rng)
+        fmt = replace(fmt, on_texts=rng.choice([None, None, (), ("<is>",), ("thank a\nbit", "<is>!")]))
+        controls += ["<is>"] if rng.random() < 0.5 else []
         markers = [*fmt.starts, *fmt.ends, *fmt.answer_starts, *fmt.implicit_ends]
         try:
             vocab = vocabulary(rng, markers, controls, spm=rng.random() < 0.2)
@@ -167,6 +173,24 @@ def case(rng):
             continue
         limit = rng.choice([None, None, None, 40, 60]) if not wanted.max_answer_tokens else None
         return program, bound, Model(fmt, vocab, wanted, bound.eos_token_ids, limit)
+
+
+def before_turn(rng, program):
+    """What stands in a prompt before the assistant's turn: something, and sometimes a text of the format's."""
+    said = [random_token(rng, program) for _ in range(rng.randrange(6))]
+    if program.format.on_texts and rng.random() < 0.6:
+        text = rng.choice(program.format.on_texts)
+        said += program.vocabulary.encode(text[: rng.choice([len(text), len(text), 3])])
+    return [*said, *(random_token(rng, program) for _ in range(rng.randrange(3)))]
+
+
+def started(bound, limit, turn_ids, raw, prompt_ids):
+    """A state behind a prompt, whose end is the assistant's turn."""
+    state = ThinkState(bound)
+    state.start(np.array(turn_ids, np.int32), raw, -1 if limit is None else limit)
+    if state.is_open():
+        state.open(np.array(prompt_ids, np.int32))
+    return state
 
 
 def turn(rng, program, model):

@@ -229,8 +229,18 @@ class Model:
         self.space, self.closed_by, self.body, self.history = None, "none", "none", []
         self.markup = self.paragraph = self.spoken = self.is_bare = False
 
-    def start(self, turn_ids, raw=False):
+    def says_on(self, prompt_ids):
+        """Rule 10: whether a prompt holds a text that says that thinking is on."""
+        texts = [self.symbols(text) for text in self.format.on_texts]
+        controls = {symbol for text in texts for symbol in text if is_control(symbol)}
+        prompt = ()
+        for token in prompt_ids:
+            prompt += (("control", token),) if ("control", token) in controls else tuple(self.bytes_of(token))
+        return any(text == prompt[i : i + len(text)] for text in texts for i in range(len(prompt)))
+
+    def start(self, turn_ids, raw=False, prompt_ids=()):
         self.reset()
+        self.opening = "force" if self.policy.opening == "auto" and self.format.on_texts is None else self.policy.opening
         self.settle()
         silent = True
         for token in turn_ids:
@@ -243,6 +253,9 @@ class Model:
             self.settle()
         if raw and (not silent or self.phase == "before"):  # rule 5
             self.reset()
+            self.settle()
+        if self.opening == "auto" and self.phase == "before" and self.says_on(prompt_ids):  # rule 10
+            self.opening, self.seq = "force", []
             self.settle()
         elif self.phase in ("answering", "heading") and self.closed_by != "none":
             self.closed_by = "prompt"
@@ -513,7 +526,7 @@ class Model:
         policy = self.policy
         if not self.answer_may_restart():
             return False
-        if self.blocks >= policy.max_think_blocks or policy.opening == "forbid":
+        if self.blocks >= policy.max_think_blocks or self.opening == "forbid":
             return False
         if policy.max_thinking_tokens is not None and self.thinking >= policy.max_thinking_tokens:
             return False
@@ -551,13 +564,13 @@ class Model:
         if self.seq or self.phase == "done":
             return
         reach = self.reachable(self.text)
-        if self.phase == "before" and policy.opening == "force":
+        if self.phase == "before" and self.opening == "force":
             begun, marker = self.half(self.text, "start")
             if begun and (len(begun) > 1 or is_control(begun[0])):
                 self.begin(self.spell_before_text(marker[len(begun) :] + self.symbols(self.start_space)))
             else:
                 self.begin(self.open)
-        elif self.phase == "before" and policy.opening == "forbid":
+        elif self.phase == "before" and self.opening == "forbid":
             self.begin(self.off)
         elif self.phase == "before" and self.is_channel and not reach:
             self.begin(self.channel)
@@ -567,7 +580,7 @@ class Model:
             self.begin_close()
         elif self.phase == "thinking":
             reason = None
-            if self.thinking_left() <= 0 or policy.opening == "forbid":
+            if self.thinking_left() <= 0 or self.opening == "forbid":
                 reason = "budget"
             elif self.thinking < policy.min_thinking_tokens:
                 return

@@ -51,12 +51,12 @@ class Reading:
         most = policy.max_think_blocks
         if policy.markers_in_answer == "allow":
             answer = r"[\s\S]*"
-            if policy.opening == "allow":  # nothing tells a quoted marker from one that is meant
+            if opening_of(policy) == "allow":  # nothing tells a quoted marker from one that is meant
                 empty = whole and policy.min_answer_tokens and not VISIBLE.search(text)
                 return "the answer is empty" if empty else ""
-        if policy.opening == "forbid":
+        if opening_of(policy) == "forbid":
             shape = f"{self.off}(?P<answer>{answer})"
-        elif policy.opening == "force":
+        elif opening_of(policy) == "force":
             shape = f"(?:{block}{answer}){{0,{most - 1}}}{block}(?P<answer>{answer})"
         else:
             shape = f"(?:{answer}{block}){{0,{most}}}(?P<answer>{answer})"
@@ -71,17 +71,22 @@ class Reading:
         if match:
             return ""
         inside = f"(?:{answer}{block}){{0,{most - 1}}}{answer}(?:{start}){reasoning}"
-        if policy.opening == "force":
+        if opening_of(policy) == "force":
             inside = f"(?:{block}{answer}){{0,{most - 1}}}(?:{start}){reasoning}"
-        if policy.opening != "forbid" and re.fullmatch(inside, text):
+        if opening_of(policy) != "forbid" and re.fullmatch(inside, text):
             return ""
-        begun = self.starts if policy.opening == "force" else ("<think>\n\n</think>", *self.starts, *self.ends)
-        half = policy.opening == "force" or policy.opening == "forbid"
+        begun = self.starts if opening_of(policy) == "force" else ("<think>\n\n</think>", *self.starts, *self.ends)
+        half = opening_of(policy) == "force" or opening_of(policy) == "forbid"
         if half and (any(marker.startswith(text) for marker in begun) or re.fullmatch(f"(?:{start})\\s*", text)):
             return ""
-        if policy.opening == "forbid" and re.fullmatch(f"(?:{start})\\s*(?:{any_of(_beginnings(self.ends))})?", text):
+        if opening_of(policy) == "forbid" and re.fullmatch(f"(?:{start})\\s*(?:{any_of(_beginnings(self.ends))})?", text):
             return ""
         return "what there is of the text begins no text with the right structure"
+
+
+def opening_of(policy):
+    """What opening= comes to: no format here says that its prompts can be without thinking."""
+    return "force" if policy.opening == "auto" else policy.opening
 
 
 def _beginnings(texts):
@@ -104,9 +109,9 @@ class Harmony(Reading):
         final = rf"<\|channel\|>final<\|message\|>(?P<final>{body})"
         call = rf"<\|channel\|>commentary{header}to=(?:(?!{control})[\s\S])*<\|message\|>(?P<call>{body})"
         again = r"<\|start\|>assistant"
-        first = {"force": f"{analysis}{again}", "allow": "", "forbid": ""}[policy.opening]
-        middle = "" if policy.opening == "forbid" else f"(?:(?:{analysis}|{preamble}){again})*"
-        last = final if policy.opening == "forbid" else f"(?:{final}|{call})"
+        first = {"force": f"{analysis}{again}", "allow": "", "forbid": ""}[opening_of(policy)]
+        middle = "" if opening_of(policy) == "forbid" else f"(?:(?:{analysis}|{preamble}){again})*"
+        last = final if opening_of(policy) == "forbid" else f"(?:{final}|{call})"
         if text.count("<|channel|>analysis<|message|>") > policy.max_think_blocks:
             return "too many blocks of reasoning"
         match = re.fullmatch(first + middle + last, text)
@@ -122,14 +127,14 @@ class Harmony(Reading):
         done = re.match(f"(?:(?:{analysis}|{preamble}){again})*", text)
         rest = text[done.end() :]
         begun = done[0]
-        if policy.opening == "force" and begun and not re.match(analysis, begun):
+        if opening_of(policy) == "force" and begun and not re.match(analysis, begun):
             return "the reasoning does not come first"
-        if policy.opening == "forbid" and begun:
+        if opening_of(policy) == "forbid" and begun:
             return "more than a final message"
         open_message = (
             rf"<\|channel\|>(?:analysis<\|message\|>{body}|commentary(?:(?!{control})[\s\S])*(?:<\|message\|>{body})?)"
         )
-        if policy.opening != "forbid" and re.fullmatch(f"{open_message}(?:<\\|end\\|>)?", rest):
+        if opening_of(policy) != "forbid" and re.fullmatch(f"{open_message}(?:<\\|end\\|>)?", rest):
             return ""
         heads = [f"{lead}<|channel|>{name}" for lead in ("", "<|end|><|start|>assistant") for name in
                  ("analysis<|message|>", "final<|message|>", "commentary")]  # fmt: skip
@@ -400,9 +405,9 @@ class Bench:
                 thinking += not output.forced[i]
         if policy.max_thinking_tokens is not None and thinking > policy.max_thinking_tokens:
             return f"{thinking} tokens of thinking were sampled"
-        if policy.opening == "forbid" and thinking:
+        if opening_of(policy) == "forbid" and thinking:
             return f"{thinking} tokens of thinking were sampled though it is forbidden"
-        if policy.opening == "force" and closed and policy.max_think_blocks == 1 and job.max_tokens is None:
+        if opening_of(policy) == "force" and closed and policy.max_think_blocks == 1 and job.max_tokens is None:
             if thinking < policy.min_thinking_tokens and not job.before:
                 return f"only {thinking} tokens of thinking were sampled"
         if isinstance(reading, Harmony) or policy.max_think_blocks > 1 or not closed:
@@ -412,7 +417,7 @@ class Bench:
         answer = [i for i in range(at, len(own)) if not output.forced[i]]
         if policy.max_answer_tokens is not None and len(answer) > policy.max_answer_tokens:
             return f"{len(answer)} tokens of answer were sampled"
-        if output.finished and policy.opening == "force":
+        if output.finished and opening_of(policy) == "force":
             behind = [pieces[i] for i in range(max(at - 1, 0), len(own)) if own[i] not in self.special]
             shown = sum(bool(piece.strip(b" \t\n\r\f\v")) for piece in behind)
             if shown < policy.min_answer_tokens:
@@ -561,7 +566,7 @@ def draw_policy(rng, **given) -> ThinkPolicy:
             "extend_message": extend[0],
             "max_extensions": extend[1],
             "on_eos": rng.choice(["close", "close", "ban"]),
-            "opening": rng.choice(["force"] * 4 + ["allow", "allow", "forbid"]),
+            "opening": rng.choice(["force", "force", "auto", "auto", "allow", "allow", "forbid"]),
             "max_think_blocks": rng.choice([1, 1, 1, 2, 3]),
             "min_answer_tokens": rng.choice([1, 1, 1, 2, 5, 0]),
             "max_answer_tokens": rng.choice([None, None, 3, 10]),

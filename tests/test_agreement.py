@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from thinkguard.core._core import StateBatch, ThinkState
+from thinkguard.core._core import StateBatch
 from thinkguard.core.names import ActionKind, Dtype, Phase, StateFlag
 
 EXAMPLES = {"quick": 25, "default": 200, "thorough": 5000}[os.environ.get("THINKGUARD_TEST_PROFILE", "default")]
@@ -88,14 +88,14 @@ def spelled(program, tokens):
 
 
 def begin(seed):
-    """(rng, program, model, row, the turn that both started behind, whether it was raw) of a generated case."""
+    """(rng, program, model, row, what both started behind: turn, whether it was raw, prompt) of a generated case."""
     rng = random.Random(seed)
     program, bound, model = cases.case(rng)
-    turn, raw = cases.turn(rng, program, model), rng.random() < 0.1
-    row = ThinkState(bound)
-    row.start(np.array(turn, np.int32), raw, -1 if model.limit is None else model.limit)
-    model.start(turn, raw)
-    return rng, program, model, row, turn, raw
+    turn = cases.turn(rng, program, model)
+    behind = turn, rng.random() < 0.1, [*cases.before_turn(rng, program), *turn]
+    row = cases.started(bound, model.limit, *behind)
+    model.start(*behind)
+    return rng, program, model, row, behind
 
 
 class LockStep(RuleBasedStateMachine):
@@ -103,12 +103,12 @@ class LockStep(RuleBasedStateMachine):
 
     @initialize(seed=SEEDS)
     def start(self, seed):
-        self.rng, self.program, self.model, self.row, self.turn, self.raw = begin(seed)
+        self.rng, self.program, self.model, self.row, self.behind = begin(seed)
         self.tokens, self.saved = [], None
         self.edited = []
 
     def context(self):
-        tokens = spelled(self.program, [*self.turn, "|", *self.tokens])
+        tokens = spelled(self.program, [*self.behind[2], "|", *self.behind[0], "|", *self.tokens])
         return "\n".join(map(str, ("", self.program.format, self.row.policy.source, tokens, *state_of(self.row))))
 
     @rule(draw=st.floats(0, 1, exclude_max=True), likely=st.booleans())
@@ -146,7 +146,7 @@ class LockStep(RuleBasedStateMachine):
         row, length = self.saved
         self.row.rollback_to(row)
         self.tokens = self.tokens[:length]
-        self.model.start(self.turn, self.raw)
+        self.model.start(*self.behind)
         for token in self.tokens:
             self.model.advance(token)
 
@@ -184,7 +184,7 @@ def histories():
     """Rows walked over some tokens, with everything that is needed to walk them again."""
     walked = []
     for seed in range(EXAMPLES):
-        rng, program, _, row, turn, raw = begin(10_000 + seed)
+        rng, program, _, row, behind = begin(10_000 + seed)
         states, tokens = [row.copy()], []
         for _ in range(rng.randrange(1, 50)):
             logits = np.array([[rng.gauss(0, 3) for _ in range(program.vocabulary.num_tokens)]], np.float32)
@@ -192,14 +192,8 @@ def histories():
             tokens.append(int(logits.argmax()) if rng.random() < 0.95 else cases.random_token(rng, program))
             program.advance(row, tokens[-1])
             states.append(row.copy())
-        walked.append((program, row.policy, turn, raw, states, tokens))
+        walked.append((program, row.policy, behind, states, tokens))
     return walked
-
-
-def again(bound, turn, raw, limit):
-    row = ThinkState(bound)
-    row.start(np.array(turn, np.int32), raw, limit)
-    return row
 
 
 def state_of(row):
@@ -208,10 +202,10 @@ def state_of(row):
 
 def test_a_row_is_a_pure_function_of_its_history(histories):
     """Token by token, all at once, or in two halves: the same state, so that any engine may recompute at any time."""
-    for _, bound, turn, raw, states, tokens in histories:
+    for _, bound, behind, states, tokens in histories:
         limit = states[0].as_dict()["limit"]
         for cut in {0, len(tokens) // 2, len(tokens)}:
-            row = again(bound, turn, raw, limit)
+            row = cases.started(bound, limit, *behind)
             row.advance_all(np.array(tokens[:cut], np.int64))
             assert state_of(row) == state_of(states[cut])
             row.advance_all(np.array(tokens[cut:], np.int64))
@@ -220,7 +214,7 @@ def test_a_row_is_a_pure_function_of_its_history(histories):
 
 def test_a_saved_row_goes_on_as_if_nothing_had_come_between(histories):
     """Rollback is assignment, the loop detector's side block included: a rejected draft leaves no trace."""
-    for _, _, _, _, states, tokens in histories:
+    for *_, states, tokens in histories:
         for cut in {0, len(tokens) // 3, len(tokens) // 2}:
             row, strayed = states[cut].copy(), states[-1].copy()
             strayed.rollback_to(row)
@@ -231,12 +225,12 @@ def test_a_saved_row_goes_on_as_if_nothing_had_come_between(histories):
 
 def test_a_batch_is_its_rows(histories):
     """Advancing and editing a batch equals doing so row by row, whatever each row's policy."""
-    for program, _, turn, raw, states, tokens in histories[: max(10, EXAMPLES // 4)]:
+    for program, _, behind, states, tokens in histories[: max(10, EXAMPLES // 4)]:
         rows = [state.copy() for state in states[:-1]]
         if not rows:
             continue
         batch = StateBatch(rows)
-        rng = np.random.default_rng(len(turn) + raw)
+        rng = np.random.default_rng(len(behind[2]))
         logits = rng.normal(0, 3, (len(rows), program.vocabulary.num_tokens)).astype(np.float32)
         one_by_one = logits.copy()
         program.apply(batch, logits)
@@ -251,7 +245,7 @@ def test_a_batch_is_its_rows(histories):
 @given(seed=SEEDS)
 def test_a_guarded_row_never_breaks_its_own_rules(seed):
     """Whatever the logits, sampling only what the guard leaves possible is never a violation, but for allowed quotes."""
-    rng, program, _, row, turn, _ = begin(seed)
+    rng, program, _, row, behind = begin(seed)
     for step in range(40):
         if row.flags & StateFlag.INERT or row.phase == Phase.DONE:
             return
@@ -265,5 +259,5 @@ def test_a_guarded_row_never_breaks_its_own_rules(seed):
         quoted = row.policy.source.markers_in_answer == "allow"
         assert not row.flags & 8 or quoted, (
             f"step {step}: token {token} {spelled(program, [token])}\n{program.format}\n{row.policy.source}\n"
-            f"{spelled(program, turn)}\n{before.as_dict()}\n{row.as_dict()}"
+            f"{spelled(program, behind[2])}\n{before.as_dict()}\n{row.as_dict()}"
         )

@@ -21,7 +21,7 @@ from lanes.crowd import EditsCrowd, SequencesCrowd, SlotsCrowd  # noqa: E402
 
 from thinkguard import ThinkPolicy, ThinkProgram, Vocabulary  # noqa: E402
 from thinkguard.core._core import CONSTANTS, StateBatch, ThinkState  # noqa: E402
-from thinkguard.core.names import STATE_FIELDS, ActionKind  # noqa: E402
+from thinkguard.core.names import STATE_FIELDS, ActionKind, StateFlag  # noqa: E402
 from thinkguard.device.edits import DeviceEdits  # noqa: E402
 from thinkguard.device.host_slots import HostSlots  # noqa: E402
 from thinkguard.device.launch import HostKernels  # noqa: E402
@@ -89,17 +89,17 @@ class Request:
     def __init__(self, rng, program, bound, model):
         vocabulary, added = program.vocabulary, program.vocabulary.added
         head = [rng.randrange(vocabulary.num_tokens) for _ in range(rng.choice([0, 0, 3, 20]))]
+        head += cases.before_turn(rng, program) if rng.random() < 0.5 else []
         lead = rng.choice([[added["<user>"]], [added["<user>"]], [added["<bos>"]], []])
         name = program.format.header_text if rng.random() < 0.5 else ""
         self.prompt = head + lead + (vocabulary.encode(name) if name else []) + cases.turn(rng, program, model)
         self.limit = rng.choice([-1, -1, 30])
         self.bound, self.guards_raw = bound, rng.random() < 0.8
         begin, raw = program.turn(np.array(self.prompt, np.int32))
-        self.row = ThinkState(bound)
-        self.row.start(np.array(self.prompt[begin:], np.int32), raw, self.limit)
         limit = None if self.limit < 0 else self.limit
+        self.row = cases.started(bound, limit, self.prompt[begin:], raw, self.prompt)
         self.model = Model(program.format, vocabulary, bound.source, bound.eos_token_ids, limit)
-        self.model.start(self.prompt[begin:], raw)
+        self.model.start(self.prompt[begin:], raw, self.prompt)
         self.left_alone = raw and not self.guards_raw
         self.output = []
 
@@ -188,7 +188,7 @@ class Host:
             if offset == 0:
                 row = request.row.copy()
                 if request.left_alone:
-                    assert self.slots.state_of(slot)["flags"] == 1
+                    assert self.slots.state_of(slot)["flags"] == StateFlag.INERT | StateFlag.NO_CHAT
                 else:
                     assert self.slots.state_of(slot) == row.as_dict(), self.context(slot)
                     assert cases.snapshot(row) == request.model.snapshot(), self.context(slot)
@@ -288,11 +288,10 @@ def test_sequences_in_any_order_agree_with_the_core(seed, kernels):
         logits = before.clone()
         sequences.apply(ids, logits)
         for i, output in enumerate(outputs):
-            row = ThinkState(bound)
-            row.start(np.array(prompt[begin:], np.int32), raw, -1 if limit is None else limit)
+            row = cases.started(bound, limit, prompt[begin:], raw, prompt)
             row.advance_all(np.array(output, np.int64))
             spec = Model(program.format, program.vocabulary, bound.source, bound.eos_token_ids, limit)
-            spec.start(prompt[begin:], raw)
+            spec.start(prompt[begin:], raw, prompt)
             for token in output:
                 spec.advance(token)
             context = f"{program.format} {bound.source} {prompt} {output}"

@@ -103,7 +103,7 @@ class Checked:
             model = Model(
                 program.format, program.vocabulary, self.guard.policy, self.guard.program.eos_token_ids, self.limit
             )
-            model.start(known[program.turn(np.array(known, np.int32))[0] :])
+            model.start(known[program.turn(np.array(known, np.int32))[0] :], prompt_ids=known)
             for token in ids[len(known) :]:
                 model.advance(token)
             wanted = np.array(model.apply(row), np.float32)

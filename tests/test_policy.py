@@ -23,7 +23,7 @@ def refused(**fields):
 
 def test_the_default_policy_asks_for_thinking_and_one_visible_token():
     policy = ThinkPolicy()
-    assert (policy.opening, policy.max_thinking_tokens, policy.min_answer_tokens) == ("force", None, 1)
+    assert (policy.opening, policy.max_thinking_tokens, policy.min_answer_tokens) == ("auto", None, 1)
     assert set(POLICY_FIELDS) == {field.name for field in dataclasses.fields(ThinkPolicy)}
 
 

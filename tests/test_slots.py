@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from thinkguard import ThinkPolicy, ThinkProgram, Vocabulary
-from thinkguard.core._core import StateBatch, ThinkState
+from thinkguard.core._core import StateBatch
 from thinkguard.core._slots import ACTION_FIELDS, Slots
 from thinkguard.core.names import Dtype
 
@@ -56,9 +56,9 @@ def test_any_schedule_equals_rows_walked_alone(seed):
             index, other, do = rng.randrange(6), rng.randrange(6), rng.random()
             if do < 0.35:
                 program, bound, model = rng.choice(made)
-                behind_prompt = ThinkState(bound)
-                turn = np.array(cases.turn(rng, program, model), np.int32)
-                behind_prompt.start(turn, rng.random() < 0.1, -1 if model.limit is None else model.limit)
+                turn = cases.turn(rng, program, model)
+                prompt = [*cases.before_turn(rng, program), *turn]
+                behind_prompt = cases.started(bound, model.limit, turn, rng.random() < 0.1, prompt)
                 output = [cases.random_token(rng, program) for _ in range(rng.choice([0, 0, 5, 30]))]
                 slots.put(index, behind_prompt.copy(), output)
                 batch[index] = behind_prompt, output

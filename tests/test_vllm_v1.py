@@ -113,7 +113,8 @@ class Watched:
         self.guard = Guard(bound, rng.random() < 0.5) if rng.random() < 0.8 else None
         model = Model(program.format, program.vocabulary, bound.source, bound.eos_token_ids, self.limit)
         turn = cases.turn(rng, program, model)
-        self.prompt = [*([program.vocabulary.added["<user>"]] if rng.random() < 0.8 else []), *turn] or [0]
+        user = [program.vocabulary.added["<user>"]] if rng.random() < 0.8 else []
+        self.prompt = [*cases.before_turn(rng, program), *user, *turn] or [0]
         begin, raw = program.turn(np.array(self.prompt, np.int32))
         embedded = rng.random() < 0.05
         self.model = None if not self.guard or embedded or (raw and not self.guard.guards_raw) else model
@@ -128,7 +129,7 @@ class Watched:
 
     def restart(self):
         if self.model:
-            self.model.start(self.turn, self.raw)
+            self.model.start(self.turn, self.raw, self.prompt)
             for token in self.said:
                 self.model.advance(token)
 

@@ -29,6 +29,25 @@ several tokens is the end itself. Where the rendered template calls tools with n
 opener, that one is taken.
 """
 
+SILENT = """
+## Prompts that end without a marker
+
+Most templates open the reasoning in the prompt, or write a closed block where thinking is off; a prompt of theirs that ends
+without a marker is meant to be followed by one, and `opening="auto"` forces it. In others such a prompt may mean that
+thinking is off. Detection finds out: it renders the template with thinking on and off, in a first turn, behind a system
+message and behind a tool's result, and keeps in `on_texts` what only prompts with thinking on hold: an added token, or the
+beginning of a line. Then `"auto"` forces the start only where the prompt holds one of these; without any (`()`) never, but
+what the model opens is guarded. `None` is the first case: a template without a switch, or one that always shows it. A switch
+whose value the template merely repeats ("Reasoning: none", as gpt-oss's does) counts as none. A model that may choose by
+itself (MiniMax-M3's adaptive mode) is left the choice.
+
+Without a chat template the table decides. Not seen is what people write into their messages by themselves: with a model that
+is told "detailed thinking off" in a system message, as Llama-Nemotron is, ask for `opening="allow"` there.
+
+| name | forced only where the prompt holds |
+|---|---|
+"""
+
 TOOLS = """
 ## In other tools
 
@@ -70,6 +89,11 @@ def document() -> str:
         models = ", ".join(family.models).replace("<", "&lt;").replace("|", "&#124;")
         cells = (f"`{name}`", code(openings), code(closings), code(off), code(family.implicit_ends), models)
         rows.append(f"| {' | '.join(cells)} |\n")
+    silent = []
+    for name in ThinkFormat.names():
+        texts = ThinkFormat.from_name(name).on_texts
+        if texts is not None:
+            silent.append(f"| `{name}` | {code(texts) or 'never'} |\n")
     tools = []
     for name in ThinkFormat.names():
         facts = facts_of(name)
@@ -78,7 +102,7 @@ def document() -> str:
         if any(cells):
             tools.append(f"| `{name}` | {' | '.join(cells)} |\n")
     refused = [f"- `{name}`: {reason}.\n" for name, reason in ThinkFormat.refused().items()]
-    return HEAD + "".join(rows) + TOOLS + "".join(tools) + REFUSED + "".join(refused)
+    return HEAD + "".join(rows) + SILENT + "".join(silent) + TOOLS + "".join(tools) + REFUSED + "".join(refused)
 
 
 def main() -> int:

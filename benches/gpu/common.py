@@ -147,6 +147,8 @@ def started(
     begin, raw = tables.program.turn(np.array(prompt, np.int32))
     sequence = Sequence(bound, prompt, ThinkState(bound), limit, guards_raw, bool(raw) and not guards_raw)
     sequence.row.start(np.array(prompt[begin:], np.int32), raw, limit)
+    if sequence.row.is_open():
+        sequence.row.open(np.array(prompt, np.int32))
     return sequence
 
 

@@ -12,7 +12,7 @@ from thinkguard.errors import PolicyError
 CHOICES: dict[str, tuple[str, ...]] = {
     "close_at": ("line", "sentence"),
     "on_eos": ("close", "ban"),
-    "opening": ("force", "allow", "forbid"),
+    "opening": ("force", "allow", "forbid", "auto"),
     "markers_in_answer": ("ban", "allow"),
 }
 # field -> (lowest, highest or None, may be None)
@@ -51,7 +51,7 @@ class ThinkPolicy:
     extend_message: str | None = None  # said in place of an end that comes before min_thinking_tokens ("Wait")
     max_extensions: int = 0
     on_eos: Literal["close", "ban"] = "close"  # EOS while thinking: ends the thinking, or is banned
-    opening: Literal["force", "allow", "forbid"] = "force"
+    opening: Literal["force", "allow", "forbid", "auto"] = "auto"  # auto: force, but where the prompt may say not to think
     max_think_blocks: int = 1  # more allow interleaved thinking
     min_answer_tokens: int = 1  # visible tokens before EOS is allowed
     max_answer_tokens: int | None = None

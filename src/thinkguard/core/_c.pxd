@@ -22,7 +22,7 @@ cdef extern from "thinkguard.h" nogil:
         TG_BODY_NONE, TG_BODY_FREE, TG_BODY_FINAL, TG_BODY_CALL, TG_BODY_PREAMBLE
 
     ctypedef enum tg_opening:
-        TG_OPEN_FORCE, TG_OPEN_ALLOW, TG_OPEN_FORBID
+        TG_OPEN_FORCE, TG_OPEN_ALLOW, TG_OPEN_FORBID, TG_OPEN_AUTO
 
     ctypedef enum tg_on_eos:
         TG_EOS_CLOSE, TG_EOS_BAN
@@ -43,8 +43,8 @@ cdef extern from "thinkguard.h" nogil:
         TG_SEQ_NONE, TG_SEQ_OPEN, TG_SEQ_CLOSE, TG_SEQ_OFF, TG_SEQ_EXTEND, TG_SEQ_BARE, TG_SEQ_PROGRAM
 
     enum:
-        TG_STATE_INERT, TG_STATE_LOOP, TG_STATE_RECIPIENT, TG_STATE_VIOLATION, TG_STATE_FORCED, TG_STATE_MARKUP
-        TG_STATE_PARAGRAPH, TG_STATE_SPOKEN, TG_STATE_BARE
+        TG_STATE_INERT, TG_STATE_LOOP, TG_STATE_RECIPIENT, TG_STATE_VIOLATION, TG_STATE_FORCED
+        TG_STATE_OPENS, TG_STATE_NO_CHAT, TG_STATE_MARKUP, TG_STATE_PARAGRAPH, TG_STATE_SPOKEN, TG_STATE_BARE
 
     enum:
         TG_BAN_EOS, TG_BAN_INERT, TG_BAN_BLANK, TG_MOVE_EOS, TG_ONLY_CALL_END, TG_NOT_CALL_END, TG_BAN_NEVER
@@ -86,6 +86,7 @@ cdef extern from "thinkguard.h" nogil:
         const int32_t *seq_offset
         const int32_t *seq_token
         const tg_program *turns
+        const tg_program *shown
         int32_t num_name_nodes
         const int32_t *name_offset
         const int32_t *name_token
@@ -176,6 +177,8 @@ cdef extern from "thinkguard.h" nogil:
     int64_t tg_turn_start(const tg_program *program, const tg_ids *ids, int64_t num_tokens, int64_t lead, int32_t *raw)
     void tg_start(const tg_program *program, const tg_policy *policy, const tg_ids *turn_ids, int64_t num_tokens,
                   int32_t raw, int32_t limit, tg_state *state, tg_loop *loop)
+    void tg_open(const tg_program *program, const tg_policy *policy, const tg_ids *prompt_ids, int64_t num_tokens,
+                 tg_state *state)
     void tg_advance(const tg_program *program, const tg_policy *policy, tg_state *state, tg_loop *loop, int32_t token)
     void tg_scan(const tg_program *program, const tg_policy *policy, tg_state *state, tg_loop *loop, const tg_ids *ids,
                  int64_t num_tokens)

@@ -11,6 +11,7 @@ cdef class Tables:
     cdef readonly dict arrays
     cdef readonly dict scalars
     cdef readonly Tables turns
+    cdef readonly Tables shown
     cdef int point(self, dict at) except -1
 
 

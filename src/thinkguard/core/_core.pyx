@@ -27,7 +27,7 @@ CONSTANTS = {
     "BY_IMPLICIT": c.TG_BY_IMPLICIT, "BY_PROMPT": c.TG_BY_PROMPT, "BODY_NONE": c.TG_BODY_NONE,
     "BODY_FREE": c.TG_BODY_FREE, "BODY_FINAL": c.TG_BODY_FINAL, "BODY_CALL": c.TG_BODY_CALL,
     "BODY_PREAMBLE": c.TG_BODY_PREAMBLE, "OPEN_FORCE": c.TG_OPEN_FORCE, "OPEN_ALLOW": c.TG_OPEN_ALLOW,
-    "OPEN_FORBID": c.TG_OPEN_FORBID, "EOS_CLOSE": c.TG_EOS_CLOSE, "EOS_BAN": c.TG_EOS_BAN, "AT_LINE": c.TG_AT_LINE,
+    "OPEN_FORBID": c.TG_OPEN_FORBID, "OPEN_AUTO": c.TG_OPEN_AUTO, "EOS_CLOSE": c.TG_EOS_CLOSE, "EOS_BAN": c.TG_EOS_BAN, "AT_LINE": c.TG_AT_LINE,
     "AT_SENTENCE": c.TG_AT_SENTENCE, "MARKERS_BAN": c.TG_MARKERS_BAN, "MARKERS_ALLOW": c.TG_MARKERS_ALLOW,
     "FLOAT32": c.TG_FLOAT32, "FLOAT16": c.TG_FLOAT16, "BFLOAT16": c.TG_BFLOAT16, "NO_LIMIT": c.TG_NO_LIMIT,
     "MAX_EOS": c.TG_MAX_EOS, "LOOP_PERIODS": c.TG_LOOP_PERIODS, "BLANK_PATIENCE": c.TG_BLANK_PATIENCE,
@@ -35,7 +35,8 @@ CONSTANTS = {
     "SEQ_CLOSE": c.TG_SEQ_CLOSE, "SEQ_OFF": c.TG_SEQ_OFF, "SEQ_EXTEND": c.TG_SEQ_EXTEND,
     "SEQ_PROGRAM": c.TG_SEQ_PROGRAM, "STATE_INERT": c.TG_STATE_INERT, "STATE_LOOP": c.TG_STATE_LOOP,
     "STATE_RECIPIENT": c.TG_STATE_RECIPIENT, "STATE_VIOLATION": c.TG_STATE_VIOLATION,
-    "STATE_FORCED": c.TG_STATE_FORCED, "STATE_MARKUP": c.TG_STATE_MARKUP, "STATE_PARAGRAPH": c.TG_STATE_PARAGRAPH,
+    "STATE_FORCED": c.TG_STATE_FORCED, "STATE_OPENS": c.TG_STATE_OPENS, "STATE_NO_CHAT": c.TG_STATE_NO_CHAT,
+    "STATE_MARKUP": c.TG_STATE_MARKUP, "STATE_PARAGRAPH": c.TG_STATE_PARAGRAPH,
     "STATE_SPOKEN": c.TG_STATE_SPOKEN, "STATE_BARE": c.TG_STATE_BARE, "SEQ_BARE": c.TG_SEQ_BARE,
     "FORCE_AIM": c.TG_FORCE_AIM, "FREE": c.TG_FREE, "FORCE": c.TG_FORCE, "EDIT": c.TG_EDIT, "ALLOW": c.TG_ALLOW,
     "BAN_EOS": c.TG_BAN_EOS, "BAN_INERT": c.TG_BAN_INERT, "BAN_BLANK": c.TG_BAN_BLANK, "MOVE_EOS": c.TG_MOVE_EOS,
@@ -206,10 +207,13 @@ cdef object words_of(object array):
 
 @cython.final
 cdef class Tables:
-    """A compiled format as C sees it; `arrays` and `scalars` are what it was made from, `turns` those of its boundaries."""
+    """A compiled format as C sees it; `arrays` and `scalars` are what it was made from.
 
-    def __init__(self, dict arrays not None, dict scalars not None, Tables turns=None):
-        self.arrays, self.scalars, self.turns = arrays, scalars, turns
+    `turns` are those of its boundaries, `shown` those of the texts that say that thinking is on.
+    """
+
+    def __init__(self, dict arrays not None, dict scalars not None, Tables turns=None, Tables shown=None):
+        self.arrays, self.scalars, self.turns, self.shown = arrays, scalars, turns, shown
         cdef c.tg_program *p = &self.program
         memset(p, 0, sizeof(c.tg_program))
         p.vocab_size = len(arrays["step"])
@@ -228,6 +232,8 @@ cdef class Tables:
         p.num_name_nodes = max(len(arrays["name_offset"]) - 1, 0)
         if turns is not None:
             p.turns = &turns.program
+        if shown is not None:
+            p.shown = &shown.program
         self.point({name: words_of(arrays[name]).__array_interface__["data"][0] for name in ARRAYS})
 
     cdef int point(self, dict at) except -1:
@@ -259,18 +265,23 @@ cdef class Tables:
     def placed_size(self):
         """int32 that `placed` writes."""
         cdef Py_ssize_t size = sum(len(words_of(self.arrays[name])) for name in ARRAYS)
-        if self.turns is not None:
-            size += sizeof(c.tg_program) // sizeof(int32_t) + self.turns.placed_size
+        for more in (self.turns, self.shown):
+            size += 0 if more is None else sizeof(c.tg_program) // sizeof(int32_t) + more.placed_size
         return size + size % 2  # what lies behind it is aligned too
 
     def placed(self, intptr_t base):
         """(a tg_program as bytes, all it points at as int32), to be written to `base` in a device's memory."""
         cdef Tables copy = Tables(self.arrays, self.scalars)
         parts, at, where = [], {}, base
-        if self.turns is not None:
+        for more in (self.turns, self.shown):
+            if more is None:
+                continue
             head = sizeof(c.tg_program)
-            struct, tables = self.turns.placed(base + head)
-            copy.program.turns = <const c.tg_program *> base
+            struct, tables = more.placed(where + head)
+            if more is self.turns:
+                copy.program.turns = <const c.tg_program *> <intptr_t> where
+            else:
+                copy.program.shown = <const c.tg_program *> <intptr_t> where
             parts += [np.frombuffer(struct, np.int32), tables]
             where += head + tables.nbytes
         for name in ARRAYS:
@@ -418,6 +429,16 @@ cdef class ThinkState:
         with nogil:
             c.tg_start(&self.policy.tables.program, self.policy.policy, &ids, turn_ids.shape[0], raw, limit, &self.state,
                        self.loop)
+
+    def is_open(self):
+        """Whether the start still depends on the prompt: `open` has to be called."""
+        return self.policy.policy.opening == c.TG_OPEN_AUTO and self.state.phase == c.TG_BEFORE
+
+    def open(self, const int32_t[::1] prompt_ids not None):
+        """Complete the start: force the opening if the whole prompt says that thinking is on."""
+        cdef c.tg_ids ids = ids_of(prompt_ids)
+        with nogil:
+            c.tg_open(&self.policy.tables.program, self.policy.policy, &ids, prompt_ids.shape[0], &self.state)
 
     def advance(self, int32_t token):
         """Account for one sampled token."""

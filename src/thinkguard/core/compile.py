@@ -33,6 +33,7 @@ class Compiled:
     arrays: Arrays
     scalars: dict[str, int]
     turns: tuple[Arrays, dict[str, int]] | None  # the automaton over turn boundaries that are text or headers
+    shown: tuple[Arrays, dict[str, int]] | None  # that over the texts of a prompt that say that thinking is on
     open: list[int]
     close: list[int]
     off: list[int]
@@ -111,6 +112,7 @@ def compile_format(format: ThinkFormat, vocabulary: Vocabulary) -> Compiled:
         arrays=lifted,
         scalars=scalars,
         turns=_turns(format, vocabulary, lifted),
+        shown=_shown(format, vocabulary, lifted),
         open=spelled.open,
         close=spelled.close,
         off=spelled.off,
@@ -435,6 +437,23 @@ def _turns(format: ThinkFormat, vocabulary: Vocabulary, lifted: Arrays) -> tuple
     alphabet = _Alphabet(vocabulary)
     patterns = {alphabet.symbols(text): int(Kind.HEADER) for text in format.boundaries}
     patterns |= {alphabet.symbols(text): int(Kind.START) for text in format.assistant_headers}
+    return _prompt_tables(alphabet, patterns, bool(format.assistant_headers), lifted)
+
+
+def _shown(format: ThinkFormat, vocabulary: Vocabulary, lifted: Arrays) -> tuple[Arrays, dict[str, int]] | None:
+    """An automaton over the texts of a prompt that say that thinking is on; none where no prompt has to be asked."""
+    if not format.on_texts:
+        return None
+    alphabet = _Alphabet(vocabulary)
+    patterns = {alphabet.symbols(text): int(Kind.HEADER) for text in format.on_texts}
+    return _prompt_tables(alphabet, patterns, False, lifted)
+
+
+def _prompt_tables(
+    alphabet: _Alphabet, patterns: dict[Symbols, int], has_headers: bool, lifted: Arrays
+) -> tuple[Arrays, dict[str, int]]:
+    """Tables of an automaton that only reads prompts."""
+    vocabulary = alphabet.vocabulary
     arrays = _lift(vocabulary, alphabet, patterns, b"") | {"info": lifted["info"], "tail": lifted["tail"]}
     empty = np.empty(0, np.int32)
     names = ("never", "inert", "blank", "partial1", "partial2", "partial3", "continuing1", "continuing2", "seq_token")
@@ -442,7 +461,7 @@ def _turns(format: ThinkFormat, vocabulary: Vocabulary, lifted: Arrays) -> tuple
     scalars = dict.fromkeys(
         ("header_seq", "channel_seq", "header_tokens", "longest_finish", "longest_call", "space_word", "space_bytes"), 0
     )
-    scalars |= {"is_channel": int(bool(format.assistant_headers)), "body_token": -1, "message_end": -1, "newline": -1}
+    scalars |= {"is_channel": int(has_headers), "body_token": -1, "message_end": -1, "newline": -1}
     return arrays, scalars
 
 

@@ -81,6 +81,8 @@ class StateFlag(IntFlag):
     RECIPIENT = _C["STATE_RECIPIENT"]
     VIOLATION = _C["STATE_VIOLATION"]
     FORCED = _C["STATE_FORCED"]
+    OPENS = _C["STATE_OPENS"]
+    NO_CHAT = _C["STATE_NO_CHAT"]
     MARKUP = _C["STATE_MARKUP"]
     PARAGRAPH = _C["STATE_PARAGRAPH"]
     SPOKEN = _C["STATE_SPOKEN"]
@@ -114,6 +116,7 @@ class Opening(IntEnum):
     FORCE = _C["OPEN_FORCE"]
     ALLOW = _C["OPEN_ALLOW"]
     FORBID = _C["OPEN_FORBID"]
+    AUTO = _C["OPEN_AUTO"]
 
 
 class OnEos(IntEnum):

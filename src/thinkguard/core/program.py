@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from thinkguard.core._core import Action, BoundPolicy, StateBatch, Tables, ThinkState, int32_of
 from thinkguard.core.compile import Compiled, compile_format, signed
-from thinkguard.core.names import NO_LIMIT, CloseAt, MarkersInAnswer, OnEos, Opening, Phase, Seq
+from thinkguard.core.names import NO_LIMIT, CloseAt, MarkersInAnswer, OnEos, Opening, Phase, Seq, StateFlag
 from thinkguard.core.trace import ThinkTrace, explain
 from thinkguard.errors import FormatError, InputError, PolicyError
 from thinkguard.formats import ThinkFormat
@@ -53,8 +54,8 @@ class ThinkProgram:
 
     def _finish(self, compiled: Compiled) -> None:
         self._compiled = compiled
-        turns = Tables(*compiled.turns) if compiled.turns else None
-        self.tables = Tables(compiled.arrays, compiled.scalars, turns)
+        turns, shown = (Tables(*more) if more else None for more in (compiled.turns, compiled.shown))
+        self.tables = Tables(compiled.arrays, compiled.scalars, turns, shown)
         self._lead = int(compiled.turns[0]["depth"].max()) if compiled.turns else 1  # symbols of the longest boundary
         self._bound: OrderedDict[tuple[ThinkPolicy, tuple[int, ...], bool], BoundPolicy] = OrderedDict()
         self._lock = threading.Lock()
@@ -74,8 +75,8 @@ class ThinkProgram:
     @property
     def nbytes(self) -> int:
         """Bytes that the compiled tables take, the vocabulary's own text left out."""
-        turns = self._compiled.turns[0] if self._compiled.turns else {}
-        arrays = {id(array): array for array in (*self._compiled.arrays.values(), *turns.values())}
+        more = (tables[0].values() for tables in (self._compiled.turns, self._compiled.shown) if tables)
+        arrays = {id(array): array for array in chain(self._compiled.arrays.values(), *more)}
         return sum(array.nbytes for array in arrays.values())
 
     # --- binding a policy ---
@@ -122,11 +123,17 @@ class ThinkProgram:
         extend, lead = self._extension(policy.extend_message or "")
         scalars = self._compiled.scalars
         longest = max(len(close), scalars["longest_finish"], scalars["longest_call"])
-        fields = _fields_of(policy) | {"longest_close": longest} | lead
+        fields = _fields_of(policy) | {"opening": self._opening(policy), "longest_close": longest} | lead
         sequences = [self._compiled.open, close, off, extend, bare]
         bound = BoundPolicy(self.tables, policy, fields, sequences, eos)
         self._refuse_eos_in(eos, [token_id for sequence in sequences for token_id in sequence])
         return bound
+
+    def _opening(self, policy: ThinkPolicy) -> Opening:
+        """`opening` as it is for this format: only where its prompts have to be asked is "auto" left to each of them."""
+        if policy.opening == "auto" and not self.format.on_texts:
+            return Opening.FORCE if self.format.on_texts is None else Opening.ALLOW
+        return Opening[policy.opening.upper()]
 
     def _bare(self, token_ids: list[int]) -> list[int]:
         """What is forced up to an end marker and no further; whole where none is in it."""
@@ -218,7 +225,8 @@ class ThinkProgram:
 
         `max_tokens` bounds the output, so that closing and the reserved answer still fit into it; `turn_start` is the
         index in `prompt_ids` where the assistant's turn starts, found by the format's boundaries if None. Only that turn
-        is read, whatever stands before it, so the cost is the turn's length. InputError for ids there that are no token
+        is read, whatever stands before it, so the cost is the turn's length, but for a prompt that has to say whether
+        thinking is on (`ThinkFormat.on_texts`), which is read from its beginning. InputError for ids there that are no token
         ids, and for a `max_tokens` that cannot hold opening, closing, answer and EOS.
         """
         return self.start_bound(prompt_ids, self.bind(policy or ThinkPolicy(), eos_token_ids), max_tokens, turn_start)
@@ -237,6 +245,8 @@ class ThinkProgram:
         state = ThinkState(bound)
         limit = NO_LIMIT if max_tokens is None else min(max_tokens, 2**30)
         state.start(as_token_ids("prompt_ids", prompt_ids[begin:]), raw, limit)
+        if state.is_open():
+            state.open(as_token_ids("prompt_ids", prompt_ids))
         if max_tokens is not None:
             self._check_room(state, max_tokens)
         return state
@@ -280,12 +290,13 @@ class ThinkProgram:
     def _check_room(self, state: ThinkState, max_tokens: int) -> None:
         """Refuse a limit into which what is forced, the least answer and, behind thinking, EOS do not fit."""
         policy, phase = state.policy.source, state.phase
+        is_forced = state.policy.fields["opening"] == Opening.FORCE or bool(state.flags & StateFlag.OPENS)
         opens, closes = self._left_of_sequence(state) if phase == Phase.THINKING else 0, 0
-        if (phase == Phase.BEFORE and policy.opening == "allow") or phase == Phase.HEADING:
+        if (phase == Phase.BEFORE and not is_forced and policy.opening != "forbid") or phase == Phase.HEADING:
             opens = self.tables.scalars["header_tokens"]
         elif phase == Phase.BEFORE:
-            opens = len(state.policy.sequence(Seq.OPEN if policy.opening == "force" else Seq.OFF))
-        if phase in (Phase.THINKING, Phase.CLOSING) or (phase == Phase.BEFORE and policy.opening == "force"):
+            opens = len(state.policy.sequence(Seq.OPEN if is_forced else Seq.OFF))
+        if phase in (Phase.THINKING, Phase.CLOSING) or (phase == Phase.BEFORE and is_forced):
             closes = state.policy.close_room - policy.min_answer_tokens
         needed = opens + closes + policy.min_answer_tokens
         if phase not in (Phase.ANSWERING, Phase.DONE) and max_tokens < needed:

@@ -15,6 +15,7 @@ from thinkguard.errors import FormatError
 from thinkguard.formats.fit import Found, pairs_of, read, renders_of, respelled, spelled, surrounded
 from thinkguard.formats.format import ThinkFormat, prompt_of
 from thinkguard.formats.renders import Renders
+from thinkguard.formats.silence import with_silence
 from thinkguard.vocabulary import Vocabulary
 
 _CHATML: Final = "<|im_start|>assistant\n"
@@ -55,7 +56,7 @@ def detect(
     if renders.errors and not renders.prompts:
         evidence.append(f"the chat template could not be rendered: {renders.errors[0]}")
     fitted = surrounded(spelled(family, found, vocabulary.added), found.header, vocabulary, renders)
-    return replace(fitted, evidence=tuple(evidence))
+    return with_silence(replace(fitted, evidence=tuple(evidence)), renders, vocabulary.added)
 
 
 def _rank(family: ThinkFormat, added: Mapping[str, int], renders: Renders) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from thinkguard.errors import FormatError
 from thinkguard.formats.format import DEFAULT_INNER, ThinkFormat
 from thinkguard.formats.renders import ANSWER, REASONING, Renders, render
+from thinkguard.formats.silence import with_silence
 from thinkguard.vocabulary import Vocabulary
 
 
@@ -27,10 +28,10 @@ class Found:
 
 
 def fit(format: ThinkFormat, vocabulary: Vocabulary, *, renders: Renders | None = None) -> ThinkFormat:
-    """Fit a family that was named to a tokenizer: header text and turn ends as its chat template writes them."""
+    """Fit a family that was named to a tokenizer: header text, turn ends and silence as its chat template writes them."""
     renders = renders_of(vocabulary, None) if renders is None else renders
     format = spelled(format, Found(), vocabulary.added)
-    return surrounded(format, read(format, renders).header, vocabulary, renders)
+    return with_silence(surrounded(format, read(format, renders).header, vocabulary, renders), renders, vocabulary.added)
 
 
 def renders_of(vocabulary: Vocabulary, chat_template: str | None) -> Renders:

@@ -65,6 +65,7 @@ class ThinkFormat:
     answer_ends: tuple[str, ...] = ()  # informative: stripped when an output is explained
     implicit_ends: tuple[str, ...] = ()  # openers of tool calls, which end the reasoning
     off_text: str | None = None  # what the assistant's turn begins with when thinking is off; None: an empty block
+    on_texts: tuple[str, ...] | None = None  # what a prompt without a marker at its end holds if it thinks; None: any does
     turn_ends: tuple[str, ...] = ()  # added tokens that end the turn besides the tokenizer's EOS
     boundaries: tuple[str, ...] | None = None  # None: every added token that is no marker, answer opener or inner
     assistant_headers: tuple[str, ...] = ()  # the turn starts behind the first of these after the last other boundary
@@ -159,9 +160,9 @@ def _check(format: ThinkFormat) -> None:
     for field in ("name", "open_text", "close_text"):
         if not isinstance(getattr(format, field), str) or not getattr(format, field):
             raise _refuse(format, field, "is not a string with something in it", "give it as text")
-    for field in (*_TUPLES, "boundaries"):
+    for field in (*_TUPLES, *_OPTIONAL):
         value = getattr(format, field)
-        if field == "boundaries" and value is None:
+        if field in _OPTIONAL and value is None:
             continue
         if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
             raise _refuse(format, field, "is not a tuple of strings", "write ('</think>',) with the comma")
@@ -246,3 +247,4 @@ _TUPLES: Final = (
     *("starts", "ends", "answer_starts", "answer_ends", "implicit_ends", "turn_ends", "assistant_headers"),
     *("inner", "controls", "models", "evidence"),
 )
+_OPTIONAL: Final = ("boundaries", "on_texts")

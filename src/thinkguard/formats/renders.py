@@ -12,6 +12,8 @@ from datetime import datetime
 from typing import Any, Final
 
 USER: Final = "Qu3ry"
+SYSTEM: Final = "Syst3m"
+RESULT: Final = "R3sult"
 REASONING: Final = "Reas0n"
 ANSWER: Final = "Answ3r"
 
@@ -29,6 +31,22 @@ SWITCHES: Final[tuple[dict[str, Any], ...]] = (
 )
 """What is passed to a template to turn thinking on or off; `{}` is its default."""
 
+Switch = dict[str, Any]
+TOGGLES: Final[tuple[tuple[Switch, Switch], ...]] = (
+    ({"enable_thinking": True}, {"enable_thinking": False}),
+    ({"thinking": True}, {"thinking": False}),
+    ({"reasoning": True}, {"reasoning": False}),
+    ({"thinking_mode": "enabled"}, {"thinking_mode": "disabled"}),
+    ({"thinking_mode": "on"}, {"thinking_mode": "off"}),
+    ({"reasoning_effort": "high"}, {"reasoning_effort": "none"}),
+    ({"reasoning_effort": "high"}, {"reasoning_effort": "no_think"}),
+    ({"thinking_budget": -1}, {"thinking_budget": 0}),
+)
+"""Switches that turn thinking on, each with the one that turns it off."""
+
+ECHO: Final = "Ech0"
+"""Passed as a switch's value that no template knows: one that writes it down repeats whatever it is told."""
+
 
 @dataclass(frozen=True, slots=True)
 class Renders:
@@ -40,6 +58,7 @@ class Renders:
     earlier: str = ""  # the same turn with another user turn behind it, up to that user's words
     call: str = ""  # an assistant turn with a tool call
     errors: tuple[str, ...] = ()  # each distinct failure once
+    chats: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # situation -> switch -> the whole prompt
 
 
 def render(source: str, *, bos_token: str = "", eos_token: str = "") -> Renders:
@@ -64,8 +83,7 @@ def render(source: str, *, bos_token: str = "", eos_token: str = "") -> Renders:
     for switch in SWITCHES:
         text = attempt([user], True, switch)
         if USER in text:
-            label = ", ".join(f"{name}={value}" for name, value in switch.items()) or "by default"
-            prompts[label] = text.rpartition(USER)[2]
+            prompts[label_of(switch)] = text.rpartition(USER)[2]
     fields = {"reasoning_content": REASONING, "reasoning": REASONING, "thinking": REASONING}
     parts = [{"type": "thinking", "thinking": REASONING}, {"type": "text", "text": ANSWER}]
     shapes: list[dict[str, Any]] = [
@@ -85,11 +103,32 @@ def render(source: str, *, bos_token: str = "", eos_token: str = "") -> Renders:
         if REASONING in turn:
             break
     call = ""
+    asked: list[Mapping[str, Any]] = []
     for arguments in ({"key": "value"}, '{"key": "value"}'):
         function = {"name": "tool", "arguments": arguments}
         calls = [{"id": "call00000", "type": "function", "function": function}]
-        call = call or attempt([user, {"role": "assistant", "content": "", "tool_calls": calls}], False, {})
-    return Renders(source, prompts, turn, earlier, call.rpartition(USER)[2], tuple(errors))
+        if not call:
+            asked = [user, {"role": "assistant", "content": "", "tool_calls": calls}]
+            call = attempt(asked, False, {})
+    seen = tuple(errors)  # what follows passes values that no template need know: its failures say nothing of this one
+    result = {"role": "tool", "tool_call_id": "call00000", "name": "tool", "content": RESULT}
+    situations: dict[str, tuple[list[Mapping[str, Any]], str]] = {
+        "first turn": ([user], USER),
+        "system message": ([{"role": "system", "content": SYSTEM}, user], USER),
+        "tool result": ([*asked, result], RESULT),
+    }
+    switches = [{}, *(switch for toggle in TOGGLES for switch in toggle)]
+    switches += [{name: ECHO} for on, _ in TOGGLES for name, value in on.items() if isinstance(value, str)]
+    chats: dict[str, dict[str, str]] = {}
+    for situation, (messages, content) in situations.items():
+        written = {label_of(switch): attempt(messages, True, switch) for switch in switches}
+        chats[situation] = {label: text for label, text in written.items() if content in text}
+    return Renders(source, prompts, turn, earlier, call.rpartition(USER)[2], seen, chats=chats)
+
+
+def label_of(switch: Mapping[str, Any]) -> str:
+    """Spell a switch as `Renders.prompts` and `Renders.chats` do."""
+    return ", ".join(f"{name}={value}" for name, value in switch.items()) or "by default"
 
 
 def failure(error: BaseException) -> str:

@@ -88,6 +88,8 @@ class V1Batch:
             return None
         state = ThinkState(guard.bound)
         state.start(_known_ids(prompt_ids[begin:]), raw, min(self._requests.limit_of(params, len(prompt_ids)), 2**30))
+        if state.is_open():
+            state.open(_known_ids(prompt_ids))
         return state
 
     def _edit_on_device(self, logits: torch.Tensor, actions: npt.NDArray[np.int32]) -> None:

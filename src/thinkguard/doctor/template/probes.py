@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from thinkguard.doctor.template.sandbox import Job
 from thinkguard.formats import ThinkFormat
-from thinkguard.formats.renders import SWITCHES
+from thinkguard.formats.renders import SWITCHES, label_of
 
 FIELDS: Final = ("reasoning_content", "reasoning", "thinking")
 """Message fields that reasoning is handed over in, beside the content."""
@@ -66,7 +66,7 @@ def answer(n: int) -> str:
 
 def label(switch: Mapping[str, Any]) -> str:
     """Spell a switch as `Renders.prompts` does."""
-    return ", ".join(f"{name}={value}" for name, value in switch.items()) or "by default"
+    return label_of(switch)
 
 
 def inline(format: ThinkFormat, n: int, words: str) -> str:

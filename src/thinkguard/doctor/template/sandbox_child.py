@@ -62,10 +62,11 @@ def _rendered(template: Any, context: dict[str, Any]) -> dict[str, Any]:
 def _renders(source: str, **tokens: str) -> dict[str, Any]:
     renders = render(source, **tokens)
     texts = {"prompts": dict(renders.prompts), "turn": renders.turn, "earlier": renders.earlier, "call": renders.call}
-    size = sum(map(len, [*renders.prompts.values(), renders.turn, renders.earlier, renders.call]))
+    whole = [text for prompts in renders.chats.values() for text in prompts.values()]
+    size = sum(map(len, [*renders.prompts.values(), renders.turn, renders.earlier, renders.call, *whole]))
     if size > MAX_CHARS:
         return {"errors": [f"ValueError: the template wrote more than {MAX_CHARS} characters"]}
-    return {**texts, "errors": renders.errors}
+    return {**texts, "errors": renders.errors, "chats": renders.chats}
 
 
 def _answer(value: dict[str, Any]) -> None:
