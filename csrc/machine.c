@@ -571,6 +571,12 @@ int64_t tg_turn_start(const tg_program* program, const tg_ids* ids, int64_t num_
                                  : behind_boundary(program, ids, num_tokens, &is_raw);
   if (start < 0 || (lead && !program->turns && !start)) return -1;
   int64_t begin = start && program->num_name_nodes ? behind_name(program, ids, start, num_tokens) : start;
-  *raw = is_raw && begin == start; /* BOS or padding that the header's own text follows begins turns too */
-  return begin;
+  if (is_raw && begin != start) { /* BOS or padding, but it begins turns too, unless it begins the prompt */
+    int64_t lead_in = start - 1;
+    while (lead_in > 0 && tg_info(program, tg_id(ids, lead_in - 1)) & TG_RAW) lead_in--;
+    if (!lead_in && lead) return -1;
+    is_raw = !lead_in;
+  }
+  *raw = is_raw;
+  return is_raw ? start : begin;
 }

@@ -62,7 +62,7 @@ enum {
   TG_VISIBLE = 1 << 1,  /* holds a byte outside ASCII white space, and is not inert */
   TG_INERT = 1 << 2,    /* dropped by skip_special_tokens or without text, and no marker's symbol */
   TG_BOUNDARY = 1 << 3, /* begins a turn or a role */
-  TG_RAW = 1 << 4,      /* BOS or padding: a boundary that shows no chat, unless the header's own text follows it */
+  TG_RAW = 1 << 4,      /* BOS or padding: a boundary that by itself shows no chat */
   TG_MARKUP = 1 << 5    /* holds the character that an end of TG_BEGINS_END begins with, or a backtick */
 };
 
@@ -348,11 +348,11 @@ uint32_t tg_step(const tg_program* program, int32_t node, int32_t token);
 int32_t tg_kinds_on_the_way(const tg_program* program, const int32_t* tokens, int64_t num_tokens);
 
 /* Index where the assistant's own turn starts in a prompt: behind the last boundary and the header's own text, 0 without any;
- * *raw is set to 1 if no boundary but BOS and padding was found, without the header's own text behind it, else to 0. Where
- * boundaries are tokens it scans back from the end, so its cost is the turn's length. With `lead` > 0 the ids are the end of a
- * longer prompt: where boundaries are text or headers the walk goes forward, and the first `lead` ids with text only bring the
- * automaton into step; they are at least as many as the longest pattern has symbols. -1 then, and nothing in *raw: where the
- * turn starts is not known from these ids. */
+ * *raw is set to 1 if no boundary but BOS and padding was found, else to 0. BOS or padding counts as others do where the
+ * header's own text follows it and something else stands before it. Where boundaries are tokens it scans back from the end, so
+ * its cost is the turn's length. With `lead` > 0 the ids are the end of a longer prompt: where boundaries are text or headers
+ * the walk goes forward, and the first `lead` ids with text only bring the automaton into step; they are at least as many as
+ * the longest pattern has symbols. -1 then, and nothing in *raw: where the turn starts is not known from these ids. */
 int64_t tg_turn_start(const tg_program* program, const tg_ids* ids, int64_t num_tokens, int64_t lead, int32_t* raw);
 
 /* Start a state: walk the assistant's own part of the prompt, turn_ids[num_tokens]; negative ids are skipped. `loop` may be

@@ -264,7 +264,8 @@ def _list_tokens(lifted: Arrays, vocabulary: Vocabulary, eos: tuple[int, ...]) -
 def _name_walk(name: bytes, vocabulary: Vocabulary) -> Arrays:
     """A walk over the tokens that spell the header's own text at the start of a turn, white space behind a token left out.
 
-    Node 0 stands before the turn's first token, whose leading spaces do not count; node 1 + p behind p bytes of the name.
+    Node 0 stands before the turn's first token, whose leading white space does not count; node 1 + p behind p bytes of the
+    name.
     """
     empty = np.empty(0, np.int32)
     if not name:
@@ -274,7 +275,7 @@ def _name_walk(name: bytes, vocabulary: Vocabulary) -> Arrays:
     for node in range(len(name) + 2):  # from the last node, behind all of the name, nothing leads on
         rest = name[max(node - 1, 0) :]
         for token_id, piece in pieces if node <= len(name) else ():
-            word = (piece.lstrip(b" ") if node == 0 else piece).rstrip(b" \n\r\t")
+            word = (piece.lstrip(b" \n\r\t") if node == 0 else piece).rstrip(b" \n\r\t")
             if rest.startswith(word):
                 tokens.append(token_id)
                 nexts.append(1 + len(name) - len(rest) + len(word))

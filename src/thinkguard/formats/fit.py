@@ -141,7 +141,7 @@ def surrounded(format: ThinkFormat, header: str | None, vocabulary: Vocabulary, 
         anchors = listed or [content for content in added if content in header]
         if anchors:
             behind = max(header.rindex(anchor) + len(anchor) for anchor in anchors)
-            changes["header_text"] = header[behind:].rstrip()
+            changes["header_text"] = header[behind:].strip()
             if not listed and not format.assistant_headers:
                 changes["boundaries"] = None
         elif role := next((line.strip() for line in reversed(header.split("\n")) if line.strip()), ""):
