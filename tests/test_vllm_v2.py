@@ -36,6 +36,7 @@ class Requests:
         pieces = [bytes([b]) for b in range(256)]
         vocabulary = Vocabulary.from_parts(pieces, added=ADDED, special=[START, EOS], eos_ids=[EOS])
         self.program = ThinkProgram("think", vocabulary)
+        self.no_chats = 0  # how often a prompt was said to show no chat
 
     def guard_of(self, params):
         if params is None:
@@ -45,6 +46,9 @@ class Requests:
 
     def limit_of(self, params, prompt_len):
         return LIMIT - prompt_len
+
+    def say_no_chat(self):
+        self.no_chats += 1
 
 
 class Runner:
@@ -194,6 +198,29 @@ def test_a_batch_with_requests_that_are_left_alone(way):
     assert [len(possible(row)) for row in logits] == [1, WIDTH, 1, WIDTH]
     for slot in (2, 1):
         assert runner.legal(slot) == list(range(WIDTH))
+    assert runner.requests.no_chats == 1
+
+
+def test_prompts_that_show_no_chat_are_said_once(way):
+    """Found out where the slots are, read by the step behind; not of requests that asked, nor of the engine's own."""
+    runner = Runner()
+    raw = {"guards_raw": False}
+    runner.states.index_to_req_id = {0: "_warmup_0_", 1: "chatcmpl-1"}
+    runner.add(0, raw, [*b"no chat"])
+    runner.add(1, raw)
+    runner.add(2, {"guards_raw": True}, [*b"no chat"])
+    for _ in range(3):
+        runner.step(0, 1, 2)
+    assert runner.requests.no_chats == 0
+    runner.states.index_to_req_id[0] = "cmpl-2"
+    runner.add(0, raw, [*b"no chat"])
+    runner.step(1, 2)
+    runner.step(1, 2)
+    assert runner.requests.no_chats == 0, "its prompt was not read yet"
+    for slot in (0, 0, 3):
+        runner.add(3, raw, [*b"none"])
+        runner.step(1, slot)
+    assert runner.requests.no_chats == 1
 
 
 def test_a_request_that_resumes_goes_on_where_it_was(way):

@@ -66,6 +66,11 @@ class HostSlots:
         if len(edited):
             self._carry_out(logits, edited, slots, actions)
 
+    @property
+    def flags(self) -> torch.Tensor:
+        """See `DeviceSlots.flags`; they lie here."""
+        return self._slots.flags
+
     def state_of(self, slot: int) -> dict[str, int]:
         """See `DeviceSlots.state_of`; it lies here."""
         return self._slots.state_of(slot)

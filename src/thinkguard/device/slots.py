@@ -12,7 +12,7 @@ from thinkguard.device.steps import LOOP_SIZE, SLOT_SIZE, SlotsStep
 from thinkguard.device.tables import DTYPES, DeviceProgram, rows_of, sent, stream_of, widened
 
 FOLDED, IS_GUARDED, GUARDS_RAW, STATE = 0, 2, 3, 4  # places in a tg_slot
-LIMIT = STATE + STATE_FIELDS.index("limit")
+LIMIT, FLAGS = (STATE + STATE_FIELDS.index(name) for name in ("limit", "flags"))
 
 
 class DeviceSlots:
@@ -103,6 +103,11 @@ class DeviceSlots:
         step.tokens_stride, step.capacity = tokens.stride(0), tokens.shape[1]
         step.total.point(total)
         step.prompt.point(prompt)
+
+    @property
+    def flags(self) -> torch.Tensor:
+        """What is noted of each sequence, `names.StateFlag`, on the device. [num_slots]"""
+        return self.slots[:, FLAGS]
 
     def state_of(self, slot: int) -> dict[str, int]:
         """Where the sequence of a slot stands; waits for the device."""

@@ -25,7 +25,8 @@ class AttachedProcessor(LogitsProcessor):  # type: ignore[misc]
         limit = getattr(generation_config, "max_length", None)
         max_tokens = None if limit is None else max(int(limit) - prompt, 0)
         program, bound = binding.program, binding.for_call(generation_config)
-        self._history = History(program, bound, prompt, max_tokens)
+        self._binding, self._begins = binding, True
+        self._history = History(program, bound, prompt, max_tokens, binding.note_prompt)
         self._device_rows = DeviceRows(program, bound, binding.device_tables, prompt, max_tokens)
         # What a limit has to hold at most; the first prompt tells whether a smaller one is enough.
         self._is_roomy = max_tokens is None or max_tokens >= program.most_room(bound)
@@ -54,6 +55,9 @@ class AttachedProcessor(LogitsProcessor):  # type: ignore[misc]
         if not self._is_roomy:
             self._history.states(input_ids.cpu().numpy())  # InputError for a limit that is too small
             self._is_roomy = True
+        if self._begins:  # the step behind the prompts
+            self._binding.note_prompts(input_ids)
+            self._begins = False
         return self._device_rows.edit(input_ids, scores.clone() if self._keeps_logits else scores)
 
     def _by_history(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from thinkguard.core._core import BoundPolicy
 from thinkguard.core.program import ThinkProgram
 from thinkguard.policy import ThinkPolicy
+
+_LOG: Final = logging.getLogger("thinkguard")
 
 
 class Binding:
@@ -21,6 +26,7 @@ class Binding:
         self.bound = program.bind(policy, self.eos_token_ids)
         self.last_eos = self.eos_token_ids  # of the last attached call, for `explain`
         self.device_tables: dict[Any, Any] = {}  # device -> DeviceProgram, for the steps that run on a GPU
+        self.notes_prompts = True  # until one was said to show no chat
 
     def for_call(self, generation_config: Any) -> BoundPolicy:
         """The policy with the EOS set of one `generate()` call: the host's ids and the format's, or `eos_token_id`."""
@@ -29,6 +35,23 @@ class Binding:
         host = _token_ids(getattr(generation_config, "eos_token_id", None)) or ()
         self.last_eos = (*(t for t in host if t >= 0), *self.program.eos_token_ids)
         return self.program.bind(self.policy, self.last_eos)
+
+
+    def note_prompts(self, input_ids: torch.Tensor) -> None:
+        """`note_prompt` for prompts on a device, which is waited for. input_ids: [num_rows, length]"""
+        for prompt_ids in input_ids.cpu().numpy() if self.notes_prompts else ():
+            self.note_prompt(prompt_ids)
+
+    def note_prompt(self, prompt_ids: npt.NDArray[np.integer[Any]]) -> None:
+        """Say once that a prompt shows no chat: more often than not a chat template is missing, or is not understood."""
+        if self.notes_prompts and len(prompt_ids) and self.program.turn(prompt_ids)[1]:
+            self.notes_prompts = False
+            _LOG.warning(
+                "thinkguard: a prompt shows no chat turn as format %r knows them, so it is guarded as plain text: of what "
+                "it holds only a marker at its very end counts. Render prompts with the tokenizer's chat template "
+                "(add_generation_prompt=True); if it was one, name the format that the template writes with format=",
+                self.program.format.name,
+            )
 
 
 def _token_ids(eos: int | Iterable[int] | None) -> tuple[int, ...] | None:

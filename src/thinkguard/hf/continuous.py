@@ -129,6 +129,7 @@ def _classes() -> tuple[Any, Any]:
                     limit += len(state.initial_tokens) - prompt
                 bound = self.binding.for_call(self.generation_config)
                 request = _Request(self.binding.program.start_bound(state.initial_tokens[:prompt], bound, limit), 0)
+                self.binding.note_prompt(np.array(state.initial_tokens[:prompt], np.int64))
                 self.requests[state.request_id] = request
             request.think.advance_all(np.array(output[request.seen :], np.int64))
             request.seen = len(output)

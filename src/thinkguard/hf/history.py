@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +30,14 @@ class History:
     """Where sequences stand, found from the sequences that were seen before."""
 
     def __init__(
-        self, program: ThinkProgram, bound: BoundPolicy, prompt: int | None = None, max_tokens: int | None = None
+        self,
+        program: ThinkProgram,
+        bound: BoundPolicy,
+        prompt: int | None = None,
+        max_tokens: int | None = None,
+        note_prompt: Callable[[npt.NDArray[np.int32]], None] | None = None,  # is given every prompt that is read
     ) -> None:
+        self.note_prompt = note_prompt
         self.program, self.bound, self.prompt, self.max_tokens = program, bound, prompt, max_tokens
         self.last: list[Seen] = []
         self.older: deque[Seen] = deque()
@@ -66,7 +73,10 @@ class History:
         return self._walk(ids, len(ids) if self.prompt is None else min(self.prompt, len(ids)))
 
     def _walk(self, ids: Ids, prompt: int) -> Seen:
-        state = self.program.start_bound(_prompt_ids(ids[:prompt]), self.bound, self.max_tokens)
+        prompt_ids = _prompt_ids(ids[:prompt])
+        state = self.program.start_bound(prompt_ids, self.bound, self.max_tokens)
+        if self.note_prompt is not None:
+            self.note_prompt(prompt_ids)
         state.advance_all(ids[prompt:])
         return Seen(ids, prompt, state)
 

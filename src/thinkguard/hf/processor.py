@@ -74,10 +74,11 @@ class ThinkLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         if runs_on_device(input_ids, scores):
             if not hasattr(self._local, "device_rows"):
                 self._local.device_rows = DeviceRows(self.program, self.binding.bound, self.binding.device_tables)
+                self.binding.note_prompts(input_ids)
             edited: torch.Tensor = self._local.device_rows.edit(input_ids, scores.clone())
             return edited
         if not hasattr(self._local, "history"):
-            self._local.history = History(self.program, self.binding.bound)
+            self._local.history = History(self.program, self.binding.bound, note_prompt=self.binding.note_prompt)
         batch = StateBatch(self._local.history.states(input_ids.cpu().numpy()))
         return scores if batch.is_free() else edit_scores(batch, scores.clone())
 

@@ -86,6 +86,14 @@ class Requests:
             more = "; reasons that come up from here on are not logged" if len(self._said) == _MAX_SAID else ""
             _LOG.warning("thinkguard: %s%s", reason, more)
 
+    def say_no_chat(self) -> None:
+        """Log that a request which did not ask was left alone, for its prompt shows no chat."""
+        self.say(
+            f"a request is left alone: its prompt shows no chat turn as format {self.program.format.name!r} knows them. "
+            "Completions that are to be guarded ask for it, or the server does: --additional-config "
+            '\'{"thinkguard": {"raw_completions": true}}\'. If it was a chat, name the format that its template writes'
+        )
+
     def _guard_of(self, params: Any) -> Guard | None:
         asked: bool | dict[str, Any] | None = None
         if isinstance(params.extra_args, Mapping) and ARGUMENT in params.extra_args:

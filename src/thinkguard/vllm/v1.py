@@ -85,6 +85,7 @@ class V1Batch:
             return None
         begin, raw = self._requests.program.turn(prompt_ids, read=_known_ids)
         if raw and not guard.guards_raw:
+            self._requests.say_no_chat()
             return None
         state = ThinkState(guard.bound)
         state.start(_known_ids(prompt_ids[begin:]), raw, min(self._requests.limit_of(params, len(prompt_ids)), 2**30))

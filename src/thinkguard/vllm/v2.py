@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from thinkguard.core.names import StateFlag
 from thinkguard.device.host_slots import HostSlots
 from thinkguard.device.kernels import kernels_of
 from thinkguard.device.slots import DeviceSlots
@@ -19,6 +21,41 @@ from thinkguard.device.tables import DTYPES, DeviceProgram
 
 if TYPE_CHECKING:
     from thinkguard.vllm.engine_requests import Requests
+
+
+class Chats:
+    """Says once that a prompt showed no chat, which is found out on the device: what it noted is read without waiting."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+        self._expected: set[int] = set()  # slots whose prompts have to show a chat, and were not read yet
+        self._asked: tuple[list[int], torch.Tensor, torch.cuda.Event | None] | None = None  # on its way from the device
+        self._is_said = False
+
+    def expect(self, slot: int) -> None:
+        """A request that is guarded only if its prompt shows a chat took this slot."""
+        if not self._is_said:
+            self._expected.add(slot)
+
+    def look(self, slots: DeviceSlots | HostSlots, stepped: npt.NDArray[np.integer[Any]]) -> None:
+        """Read what the last step noted, if it has come, and ask for what this one does, if it read such prompts."""
+        if self._asked is not None:
+            asked, flags, arrived = self._asked
+            if arrived is None or arrived.query():
+                self._asked = None
+                if (flags[asked] & StateFlag.NO_CHAT).any():
+                    self._requests.say_no_chat()
+                    self._is_said = True
+                    self._expected.clear()
+        read = self._expected.intersection(stepped.tolist()) if self._expected and self._asked is None else ()
+        if read:
+            self._expected -= set(read)
+            flags, arrived = slots.flags, None
+            if flags.is_cuda:
+                flags = torch.empty(len(flags), dtype=flags.dtype, pin_memory=True).copy_(flags, non_blocking=True)
+                arrived = torch.cuda.Event()
+                arrived.record()
+            self._asked = sorted(read), flags.clone() if arrived is None else flags, arrived
 
 
 class V2Slots:
@@ -29,6 +66,7 @@ class V2Slots:
         self._kernels = kernels_of(req_states.device)  # proved now, before the first request
         self._made: DeviceSlots | HostSlots | None = None
         self._guarded = np.zeros(req_states.max_num_reqs, np.bool_)
+        self._chats = Chats(requests)
 
     def add_request(self, slot: int, params: Any) -> bool:
         """Take a slot into use for a request, also one that resumes; whether it is guarded."""
@@ -40,6 +78,8 @@ class V2Slots:
             return False
         limit = self._requests.limit_of(params, int(self._host.prompt_len.np[slot]))
         self._slots.stage(slot, guard.bound, min(limit, 2**30), guard.guards_raw)
+        if not guard.guards_raw and not self._is_warm_up(slot):
+            self._chats.expect(slot)
         return True
 
     def apply_staged_writes(self) -> None:
@@ -56,7 +96,13 @@ class V2Slots:
                 before = logits.float()
                 self._edit(rows := before.clone(), ctx)
                 logits.copy_(torch.where(rows == before, logits, rows))  # what is not edited keeps its own precision
+            self._chats.look(self._slots, ctx.idx_mapping_np)
         return logits
+
+    def _is_warm_up(self, slot: int) -> bool:
+        """Whether a request is one of the engine's own, which try out its kernels on no conversation."""
+        name = getattr(self._host, "index_to_req_id", {}).get(slot, "")
+        return str(name).startswith("_") and "warmup" in str(name)
 
     def _edit(self, logits: torch.Tensor, ctx: Any) -> None:
         host = self._host
