@@ -7,7 +7,7 @@ reordered rows; states, loop blocks and logits have to be the same to the bit. S
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -68,10 +68,11 @@ def _grammar() -> ThinkFormat:
 
 def scripts() -> Iterator[Script]:
     """Markers as tokens, markers as text beside tokens that double bytes, and a message grammar."""
+    asked = replace(ThinkFormat.from_name("think"), on_texts=("assistant",))  # in every prompt, which is read for it
     pieces = [bytes([byte]) for byte in range(256)] + _WORDS
     for format, texts, controls, doubles, eos, turn in (
         ("think", _TEXTS, ("<|im_start|>", "<eos>", "<think>", "</think>"), [], "<eos>", "<|im_start|>assistant\n"),
-        ("think", _TEXTS, ("<|im_start|>", "<eos>"), [b"<", b"a"], "<eos>", "<|im_start|>assistant\n"),
+        (asked, _TEXTS, ("<|im_start|>", "<eos>"), [b"<", b"a"], "<eos>", "<|im_start|>assistant\n"),
         (_grammar(), _MESSAGES, _HARMONY, [], "<|return|>", "<|start|>user<|message|>hi<|end|><|start|>assistant"),
     ):
         spelled = pieces + doubles
