@@ -14,7 +14,7 @@ SGLANG ?= sglang==0.5.23
 CORPUS ?=
 EXTENSION_SOURCES := setup.py tools/compile_images.py $(wildcard csrc/*) $(wildcard src/thinkguard/core/*.pyx) $(wildcard src/thinkguard/core/*.pxd)
 
-.PHONY: demo test lint types sanitize images fuzz bench bench-gpu verdicts tiny-models mended docs sdist clean env build vllm
+.PHONY: demo test lint types sanitize images fuzz bench bench-gpu verdicts lab tiny-models mended docs sdist clean env build vllm
 
 demo: build
 	@$(BIN)/thinkguard demo
@@ -60,6 +60,10 @@ bench-gpu:
 verdicts: build vllm
 	$(BIN)/python -m pytest benches/verdicts --write
 	$(BIN)/python -m benches.report
+
+# Once a download of 95 MB and minutes on two cores; then nothing.
+lab: build
+	$(BIN)/python -m benches.quality.lab
 
 tiny-models: build
 	$(BIN)/python tools/train_tiny_models.py --out src/thinkguard/demo/models

@@ -1,0 +1,98 @@
+"""Ask the laboratory's models a batch of held-out questions under one policy after the other, and count what came of it.
+
+    python -m benches.quality [--models base,think-text] [--policies alone,hard:48,line:48] [--prompts 32] [--seeds 1]
+                              [--out FILE] [--show 4]
+
+The table goes to stdout, what is under way to stderr. Everything is asked greedily and, for each seed, sampled at T = 0.7
+with noise that all policies share. Needs `make lab`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from benches.quality.counting import counted, table
+from benches.quality.lab import place
+from benches.quality.tasks.draw import tasks
+from benches.quality.ways import CAP, FULL, MEANINGS, Way
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+GREEDY: Final = "greedy"
+
+
+def run(models: Sequence[str], ways: Sequence[Way], num: int, seeds: Sequence[int], task_seed: int = 0) -> dict[str, Any]:
+    """Ask every model under every way, greedily and by each seed; returns rows and outputs as plain JSON types."""
+    from benches.quality.asking import Model, ask
+
+    asked, rows, outputs = tasks(num, task_seed), [], []
+    for name in models:
+        one = Model.load(name)
+        for way in ways:
+            for seed in (None, *seeds):
+                begin = time.monotonic()
+                judged = ask(one, asked, way, seed=seed)
+                where = {"model": name, "way": str(way), "sampling": GREEDY if seed is None else f"seed {seed}"}
+                rows.append({**where, **counted(judged), "seconds": round(time.monotonic() - begin, 1)})
+                outputs.append({**where, "outputs": [one.as_dict() for one in judged]})
+                print(f"{name} {way} {where['sampling']}: {rows[-1]['seconds']} s", file=sys.stderr, flush=True)
+    return {"tasks": [{"kind": task.kind, "question": task.question} for task in asked], "rows": rows, "outputs": outputs}
+
+
+def about(arguments: Sequence[str]) -> dict[str, Any]:
+    """The command, the machine and the commit."""
+    from thinkguard.bench.machine import machine
+
+    git = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
+    command = " ".join(["python -m benches.quality", *arguments])
+    return {"command": command, "machine": machine(), "commit": git.stdout.strip() or "not a checkout"}
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in place.MODELS]:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: the models are {', '.join(place.MODELS)}")
+    return names
+
+
+def _ways(text: str) -> list[Way]:
+    try:
+        return [Way.parse(part) for part in text.split(",")]
+    except ValueError as why:
+        raise argparse.ArgumentTypeError(str(why)) from None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="policies:\n" + "\n".join(f"  {name:9} {what}" for name, what in MEANINGS.items()),
+    )
+    parser.add_argument("--models", type=_names, default=[place.TEXT, place.TOKENS], metavar="NAMES")
+    parser.add_argument("--policies", type=_ways, default=list(FULL), metavar="WAYS", help=f"such as alone,line:{CAP}")
+    parser.add_argument("--prompts", type=int, default=32, metavar="N", help="questions (default %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="samples of each question (default %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="keep rows and outputs as JSON")
+    parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first outputs of each arm")
+    options = parser.parse_args()
+    if why := place.missing(options.models):
+        parser.error(why)
+    found = about(sys.argv[1:]) | run(options.models, options.policies, options.prompts, range(1, options.seeds + 1))
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(table(found["rows"]))
+    for arm in found["outputs"] if options.show else ():
+        print(f"\n## {arm['model']}, {arm['way']}, {arm['sampling']}")
+        for task, output in list(zip(found["tasks"], arm["outputs"], strict=True))[: options.show]:
+            print(f"\n[{task['question']}] {'right' if output['right'] else 'wrong'}\n{output['text']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Prompts, batches, and noise that every arm of a comparison shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from transformers import LogitsProcessor
+
+from benches.quality.judging import Judged, judge
+from benches.quality.tasks.task import Task
+from benches.quality.ways import Way
+from thinkguard.core.program import ThinkProgram
+from thinkguard.hf import ThinkLogitsProcessor
+from thinkguard.policy import ThinkPolicy
+
+ROOM: Final = 192
+"""New tokens of the model alone; a guarded one has its cap and `ANSWER_ROOM`."""
+ANSWER_ROOM: Final = 96
+
+
+class SharedNoise(LogitsProcessor):  # type: ignore[misc]
+    """Sample by adding noise to the logits: the largest sum is a draw from their softmax (Gumbel's trick).
+
+    A prompt's noise at a position is the same whoever edited the logits, so that two policies differ only where they act.
+    """
+
+    def __init__(self, temperature: float, seed: int, num_rows: int) -> None:
+        self.temperature = temperature
+        self.generators = [torch.Generator().manual_seed(1_000_003 * seed + row) for row in range(num_rows)]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return logits over temperature plus noise, [num_rows, width]."""
+        width = scores.shape[1]
+        noise = torch.stack([torch.empty(width).exponential_(generator=generator) for generator in self.generators])
+        return scores / self.temperature - noise.log()
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the laboratory, its tokenizer, and the guard's program for it."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    program: ThinkProgram
+
+    @classmethod
+    def load(cls, name: str) -> Model:
+        """Load it from the laboratory; FileNotFoundError says what is missing, and the remedy."""
+        from benches.quality.lab import place
+
+        model, tokenizer = place.load(name)
+        return cls(name, model, tokenizer, ThinkProgram("think", tokenizer, model.config.vocab_size))
+
+    def prompts(self, tasks: Sequence[Task]) -> list[list[int]]:
+        """Each task's question in the model's template, as ids."""
+        chats = [[{"role": "user", "content": task.question}] for task in tasks]
+        texts = [self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
+        return [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+
+def ask(one: Model, tasks: Sequence[Task], way: Way, *, seed: int | None = None, temperature: float = 0.7) -> list[Judged]:
+    """Answer every task in one batch and judge the outputs; greedily without a seed."""
+    policy = way.policy
+    room = ROOM if policy is None else way.cap + ANSWER_ROOM
+    prompts = one.prompts(tasks)
+    width = max(map(len, prompts))
+    eos = one.tokenizer.eos_token_id
+    ids = torch.tensor([[eos] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    guard = None if policy is None else ThinkLogitsProcessor(one.program, policy=policy)
+    processors = [processor for processor in (guard,) if processor is not None]
+    processors += [] if seed is None else [SharedNoise(temperature, seed, len(tasks))]
+    with torch.inference_mode(), nullcontext() if guard is None else guard.attach(one.model):
+        out = one.model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=room, do_sample=False, pad_token_id=eos,
+            logits_processor=processors,
+        )  # fmt: skip
+    outputs = [_until(eos, row) for row in out[:, width:].tolist()]
+    judged = []
+    for task, prompt, output in zip(tasks, prompts, outputs, strict=True):
+        # Alone, no opening was due and no limit was known: only the structure is judged.
+        trace = one.program.explain(
+            prompt, output, policy or ThinkPolicy(opening="allow"), max_tokens=room if policy else None
+        )
+        ids_of_text = [token for token in output if token != eos]
+        text = one.tokenizer.decode(ids_of_text, clean_up_tokenization_spaces=False)
+        judged.append(judge(task, text, ids_of_text, trace, message="" if policy is None else policy.close_message))
+    return judged
+
+
+def _until(eos: int, ids: Sequence[int]) -> list[int]:
+    """Cut padding off: the ids up to the first EOS."""
+    return list(ids[: ids.index(eos) + 1]) if eos in ids else list(ids)
+
+
+@contextmanager
+def threads(num: int | None) -> Iterator[None]:
+    """Let torch use so many threads meanwhile; None leaves them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
