@@ -14,7 +14,7 @@ SGLANG ?= sglang==0.5.23
 CORPUS ?=
 EXTENSION_SOURCES := setup.py tools/compile_images.py $(wildcard csrc/*) $(wildcard src/thinkguard/core/*.pyx) $(wildcard src/thinkguard/core/*.pxd)
 
-.PHONY: demo test lint types sanitize images fuzz bench bench-gpu verdicts lab tiny-models mended docs sdist clean env build vllm
+.PHONY: demo test lint types sanitize images fuzz bench bench-gpu verdicts quality lab tiny-models mended docs sdist clean env build vllm
 
 demo: build
 	@$(BIN)/thinkguard demo
@@ -56,9 +56,14 @@ bench-gpu:
 	PYTHONPATH=src $(PYTHON) -m pytest -x benches/gpu --benchmark-json=build/gpu.json
 	PYTHONPATH=src $(PYTHON) -m benches.report build/gpu.json --machine gpu
 
-# What each alternative makes of every case, and right answers under a budget: minutes, but no clock.
+# What each alternative makes of every case: minutes, but no clock.
 verdicts: build vllm
 	$(BIN)/python -m pytest benches/verdicts --write
+	$(BIN)/python -m benches.report
+
+# How guarded outputs of the laboratory's models read: some twenty minutes on two cores, but no clock.
+quality: lab
+	$(BIN)/python -m benches.quality --write
 	$(BIN)/python -m benches.report
 
 # Once a download of 95 MB and minutes on two cores; then nothing.

@@ -1,4 +1,4 @@
-"""The verdicts on every alternative, in their quick form: how outputs are read, what is wrong in which case, and quality."""
+"""The verdicts on every alternative, in their quick form: how outputs are read, and what is wrong in which case."""
 
 from __future__ import annotations
 
@@ -11,16 +11,11 @@ pytest.importorskip("transformers", reason="the tokenizers are transformers'")
 
 from benches.alternatives.alternative import MODULES, Cannot, load, set_up
 from benches.setting import Request, Setting, make_tokenizer
-from benches.verdicts import judging, quality
+from benches.verdicts import judging
 from benches.verdicts.processes import judge, merged
 from benches.verdicts.reading import complaint
 
-# The tests of the full form, which run here on this file's fixtures `correctness` and `answered`.
-from benches.verdicts.test_quality import (  # noqa: F401
-    test_every_way_is_tried_under_every_budget_and_then_none,
-    test_no_output_thinks_beyond_its_budget,
-    test_outputs_are_well_formed_unless_the_limit_cuts_them_off,
-)
+# The tests of the full form, which run here on this file's fixture `correctness`.
 from benches.verdicts.test_verdicts import (  # noqa: F401
     test_a_verdict_follows_from_what_was_printed,
     test_an_alternative_is_wrong_where_it_is_written_down,
@@ -36,12 +31,6 @@ OPENED = "<|im_start|>assistant\n<think>"
 def correctness(tmp_path_factory):
     """The quick form in one process: two would import the engines twice, and the other core has other tests to run."""
     return judge(tmp_path_factory.mktemp("verdicts") / "found.json", quick=True)
-
-
-@pytest.fixture(scope="module")
-def answered():
-    """A few questions under a small budget."""
-    return quality.run(4, (6,), room=64)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Ask the laboratory's models a batch of held-out questions under one policy after the other, and count what came of it.
 
     python -m benches.quality [--models base,think-text] [--policies alone,hard:48,line:48] [--prompts 32] [--seeds 1]
-                              [--out FILE] [--show 4]
+                              [--out FILE] [--write] [--show 4]
 
 The table goes to stdout, what is under way to stderr. Everything is asked greedily and, for each seed, sampled at T = 0.7
 with noise that all policies share. Needs `make lab`.
@@ -24,6 +24,7 @@ from benches.quality.tasks.draw import tasks
 from benches.quality.ways import CAP, FULL, MEANINGS, Way
 
 ROOT: Final = Path(__file__).resolve().parents[2]
+RESULT: Final = ROOT / "benches" / "results" / "quality.json"
 GREEDY: Final = "greedy"
 
 
@@ -35,13 +36,12 @@ def run(models: Sequence[str], ways: Sequence[Way], num: int, seeds: Sequence[in
     for name in models:
         one = Model.load(name)
         for way in ways:
-            for seed in (None, *seeds):
-                begin = time.monotonic()
-                judged = ask(one, asked, way, seed=seed)
+            begin, every = time.monotonic(), (None, *seeds)
+            for seed, judged in zip(every, ask(one, asked, way, every), strict=True):
                 where = {"model": name, "way": str(way), "sampling": GREEDY if seed is None else f"seed {seed}"}
-                rows.append({**where, **counted(judged), "seconds": round(time.monotonic() - begin, 1)})
-                outputs.append({**where, "outputs": [one.as_dict() for one in judged]})
-                print(f"{name} {way} {where['sampling']}: {rows[-1]['seconds']} s", file=sys.stderr, flush=True)
+                rows.append({**where, **counted(judged)})
+                outputs.append({**where, "outputs": [output.as_dict() for output in judged]})
+            print(f"{name} {way}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
     return {"tasks": [{"kind": task.kind, "question": task.question} for task in asked], "rows": rows, "outputs": outputs}
 
 
@@ -79,13 +79,16 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=32, metavar="N", help="questions (default %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="samples of each question (default %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="keep rows and outputs as JSON")
+    parser.add_argument(
+        "--write", action="store_true", help="keep them as benches/results/quality.json, for docs/benchmarks.md"
+    )
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first outputs of each arm")
     options = parser.parse_args()
     if why := place.missing(options.models):
         parser.error(why)
     found = about(sys.argv[1:]) | run(options.models, options.policies, options.prompts, range(1, options.seeds + 1))
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    for file in ([options.out] if options.out else []) + ([RESULT] if options.write else []):
+        file.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     print(table(found["rows"]))
     for arm in found["outputs"] if options.show else ():
         print(f"\n## {arm['model']}, {arm['way']}, {arm['sampling']}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,15 +28,21 @@ class SharedNoise(LogitsProcessor):  # type: ignore[misc]
     A prompt's noise at a position is the same whoever edited the logits, so that two policies differ only where they act.
     """
 
-    def __init__(self, temperature: float, seed: int, num_rows: int) -> None:
+    def __init__(self, seeds: Sequence[int | None], num_prompts: int, temperature: float) -> None:
         self.temperature = temperature
-        self.generators = [torch.Generator().manual_seed(1_000_003 * seed + row) for row in range(num_rows)]
+        self.generators = [
+            None if seed is None else torch.Generator().manual_seed(1_000_003 * seed + prompt)
+            for seed in seeds
+            for prompt in range(num_prompts)
+        ]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return logits over temperature plus noise, [num_rows, width]."""
-        width = scores.shape[1]
-        noise = torch.stack([torch.empty(width).exponential_(generator=generator) for generator in self.generators])
-        return scores / self.temperature - noise.log()
+        """Return logits over temperature plus noise, [num_rows, width]; rows without a seed are greedy and stay."""
+        for row, generator in enumerate(self.generators):
+            if generator is not None:
+                noise = torch.empty(scores.shape[1]).exponential_(generator=generator)
+                scores[row] = scores[row] / self.temperature - noise.log()
+        return scores
 
 
 @dataclass(frozen=True)
@@ -63,18 +69,19 @@ class Model:
         return [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
 
-def ask(one: Model, tasks: Sequence[Task], way: Way, *, seed: int | None = None, temperature: float = 0.7) -> list[Judged]:
-    """Answer every task in one batch and judge the outputs; greedily without a seed."""
+def ask(
+    one: Model, tasks: Sequence[Task], way: Way, seeds: Sequence[int | None] = (None,), temperature: float = 0.7
+) -> list[list[Judged]]:
+    """Answer every task by every seed in one batch, None being greedy; returns the judged outputs of each seed."""
     policy = way.policy
     room = ROOM if policy is None else way.cap + ANSWER_ROOM
-    prompts = one.prompts(tasks)
+    prompts = one.prompts(tasks) * len(seeds)
     width = max(map(len, prompts))
     eos = one.tokenizer.eos_token_id
     ids = torch.tensor([[eos] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     guard = None if policy is None else ThinkLogitsProcessor(one.program, policy=policy)
-    processors = [processor for processor in (guard,) if processor is not None]
-    processors += [] if seed is None else [SharedNoise(temperature, seed, len(tasks))]
+    processors = [*([] if guard is None else [guard]), SharedNoise(seeds, len(tasks), temperature)]
     with torch.inference_mode(), nullcontext() if guard is None else guard.attach(one.model):
         out = one.model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=room, do_sample=False, pad_token_id=eos,
@@ -82,7 +89,7 @@ def ask(one: Model, tasks: Sequence[Task], way: Way, *, seed: int | None = None,
         )  # fmt: skip
     outputs = [_until(eos, row) for row in out[:, width:].tolist()]
     judged = []
-    for task, prompt, output in zip(tasks, prompts, outputs, strict=True):
+    for task, prompt, output in zip([*tasks] * len(seeds), prompts, outputs, strict=True):
         # Alone, no opening was due and no limit was known: only the structure is judged.
         trace = one.program.explain(
             prompt, output, policy or ThinkPolicy(opening="allow"), max_tokens=room if policy else None
@@ -90,20 +97,9 @@ def ask(one: Model, tasks: Sequence[Task], way: Way, *, seed: int | None = None,
         ids_of_text = [token for token in output if token != eos]
         text = one.tokenizer.decode(ids_of_text, clean_up_tokenization_spaces=False)
         judged.append(judge(task, text, ids_of_text, trace, message="" if policy is None else policy.close_message))
-    return judged
+    return [judged[i : i + len(tasks)] for i in range(0, len(judged), len(tasks))]
 
 
 def _until(eos: int, ids: Sequence[int]) -> list[int]:
     """Cut padding off: the ids up to the first EOS."""
     return list(ids[: ids.index(eos) + 1]) if eos in ids else list(ids)
-
-
-@contextmanager
-def threads(num: int | None) -> Iterator[None]:
-    """Let torch use so many threads meanwhile; None leaves them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(num or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -23,6 +23,8 @@ COLUMNS: Final[Mapping[str, str]] = {
     "repeated": "repeated",
 }
 """Key of a row -> the head of its column. Look-alikes and dangling pieces: how many outputs hold one."""
+_MEANS: Final = {"thinking_tokens": 1, "answer_tokens": 1, "repeated": 3}
+"""Columns that are means over outputs, and digits behind the point."""
 _SHARES: Final = ("well_formed", "finished", "ends_in_answer", "right", "sentence_end")
 
 
@@ -33,10 +35,25 @@ def counted(outputs: Sequence[Judged]) -> dict[str, Any]:
         found[key] = sum(getattr(one, key) for one in outputs)
     for key in ("in_answer", "in_thinking", "dangling"):
         found[key] = sum(bool(getattr(one, key)) for one in outputs)
-    for key in ("thinking_tokens", "answer_tokens"):
-        found[key] = round(mean(getattr(one, key) for one in outputs), 1)
-    found["repeated"] = round(mean(one.repeated for one in outputs), 3)
+    for key, digits in _MEANS.items():
+        found[key] = round(mean(getattr(one, key) for one in outputs), digits)
     found["closed_by"] = dict(Counter(one.closed_by for one in outputs).most_common())
+    return found
+
+
+def summed(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Put the rows of one model and way together, whatever the sampling."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["model"], row["way"]), []).append(row)
+    found = []
+    for (model, way), group in groups.items():
+        total = sum(row["num"] for row in group)
+        one: dict[str, Any] = {"model": model, "way": way, "num": total}
+        for key in COLUMNS:
+            whole = sum(row[key] * (row["num"] if key in _MEANS else 1) for row in group)
+            one[key] = round(whole / total, _MEANS[key]) if key in _MEANS else whole
+        found.append(one)
     return found
 
 

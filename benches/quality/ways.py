@@ -80,6 +80,6 @@ CAP: Final = 48
 CURVE: Final = (16, 32, 96)
 FULL: Final = (
     Way(ALONE), *(Way(name, CAP) for name in WAYS),
-    *(Way(name, cap) for cap in CURVE for name in ("hard", "line", "sentence", "message", "bias")),
+    *(Way(name, cap) for cap in CURVE for name in ("hard", "line", "sentence", "message")),
 )  # fmt: skip
 """What `make quality` asks: every way at one cap, and those that close at others too."""

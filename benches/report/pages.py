@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
+from benches.quality.lab import place
+from benches.quality.ways import MEANINGS
 from benches.report import tables
 from benches.report.results import RESULTS, Results
 from benches.report.tables import markdown, ratio, spread
@@ -16,12 +18,12 @@ from thinkguard.bench.machine import PACKAGES
 ROOT = RESULTS.parents[1]
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
 STEP_PLOT = "![Time of a step against the length of the thinking](plots/step.svg)"
-QUALITY_PLOT = "![Right answers and well-formed outputs](plots/quality.svg)"
+QUALITY_PLOT = "![Right answers against thinking tokens](plots/quality.svg)"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 def outputs(name: str) -> dict[str, Any]:
-    """What `make verdicts` wrote: "verdicts" or "quality"."""
+    """What `make verdicts` or `make quality` wrote: "verdicts" or "quality"."""
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return found
 
@@ -102,10 +104,25 @@ def page(results: Results) -> str:
         "What else is watched": markdown(["what", "from the lower to the upper quartile"], watched(results)),
         "Tokens a second of `generate()`": tables.rates(results, "test_generate"),
         "Tokens a second of vLLM's V1 engine on the CPU": tables.rates(results, "test_serve"),
-        "Quality under a budget": f"{tables.quality(outputs('quality'))}\n\n{QUALITY_PLOT}",
+        "Outputs of real models": quality(outputs("quality")),
         "On a GPU": "\n\n".join(gpu_table(one) for one in _on_gpus() or [results]),
     }
     return "\n\n".join([_about(results), *(f"## {title}\n\n{text}" for title, text in sections.items())])
+
+
+def quality(found: dict[str, Any]) -> str:
+    """How guarded outputs of the laboratory's models read, beside those of the models alone."""
+    where, num = found["machine"], len(found["tasks"])
+    meant = "\n".join(f"- **{name}**: {what}" for name, what in MEANINGS.items())
+    about = (
+        f"SmolLM2-135M-Instruct, taught by `make lab` to think in text tags ({place.TEXT}) and with each tag as one token "
+        f"({place.TOKENS}); {num} held-out questions, greedy and sampled at T = 0.7 with noise that all policies share. "
+        "Look-alikes and dangling pieces: outputs that hold one."
+    )
+    made = (
+        f"*{where['cpu']}, {where['cores']} cores, torch {where['torch']}; commit {found['commit']}; `{found['command']}`*"
+    )
+    return "\n\n".join([about, tables.quality(found), meant, QUALITY_PLOT, made])
 
 
 def watched(results: Results) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The figures as pictures: the cost of a step against the length of the thinking, and right answers against the budget."""
+"""The figures as pictures: the cost of a step against the length of the thinking, and right answers against that length."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from benches.quality import counting
 from benches.report.results import Results
 
 _COLOURS: Final = ("#9a9a9a", "#c58b1b", "#1b7f79", "#8a4fa3", "#4a72b8", "#b8564a", "#6b8e23", "#d36ba6")
@@ -68,22 +69,25 @@ def _step(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
 
 
 def _quality(found: Mapping[str, Any], path: Path) -> Path:
-    """Two panels over the budget: right answers, and outputs of one closed block and an answer."""
+    """A panel per model: right answers against thinking tokens, a line per way of closing over its caps."""
     from matplotlib import pyplot
 
     _style()
-    figure, panels = pyplot.subplots(1, 2, figsize=(8.6, 3.9), layout="constrained", sharey=True)
-    ways = list(dict.fromkeys(row["way"] for row in found["rows"]))
-    for axes, key, title in zip(panels, ("right", "well_formed"), ("Right answers", "Well-formed outputs"), strict=True):
-        _plain(axes, f"{title}, {found['num']} questions", "budget, tokens of thinking")
-        for way, colour in zip(ways, _COLOURS[1:], strict=False):
-            rows = [row for row in found["rows"] if row["way"] == way]
-            y = [100 * row[key] / row["num"] for row in rows]
-            if rows[0]["budget"] is None:
-                axes.axhline(y[0], linestyle="--", color=_OURS, linewidth=1.2, label="alone, unlimited")
-            else:
-                axes.plot([row["budget"] for row in rows], y, marker="o", markersize=4, color=colour, label=way)
-        axes.set_ylim(-3, 103)
-    panels[0].set_ylabel("%")
-    panels[0].legend(frameon=False, fontsize=9, loc="lower right")
+    rows = counting.summed(found["rows"])
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    figure, panels = pyplot.subplots(
+        1, len(models), figsize=(4.3 * len(models), 3.9), layout="constrained", sharey=True, squeeze=False
+    )
+    for axes, model in zip(panels[0], models, strict=True):
+        own = [row for row in rows if row["model"] == model]
+        _plain(axes, f"{model}, {own[0]['num']} outputs", "thinking tokens, mean")
+        names = list(dict.fromkeys(row["way"].partition(":")[0] for row in own))
+        for name, colour in zip(names, (_OURS, *_COLOURS[1:]), strict=False):
+            line = [row for row in own if row["way"].partition(":")[0] == name]
+            places = sorted((row["thinking_tokens"], 100 * row["right"] / row["num"]) for row in line)
+            mark = "*" if name == "alone" else "o"
+            axes.plot(*zip(*places, strict=True), marker=mark, markersize=10 if mark == "*" else 4, color=colour, label=name)
+        axes.set_ylim(bottom=0)
+    panels[0][0].set_ylabel("right answers, %")
+    panels[0][-1].legend(frameon=False, fontsize=8, loc="lower right")
     return _saved(figure, path)

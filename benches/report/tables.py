@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, Final
 
+from benches.quality import counting
 from benches.report.results import Results
 
 Row = Mapping[str, Any]
@@ -110,16 +111,9 @@ def rates(results: Results, test: str) -> str:
 
 
 def quality(found: Row) -> str:
-    """Right answers and well-formed outputs by budget and way, and of the model alone."""
-    by_place = {(row["way"], row["budget"]): row for row in found["rows"]}
-    ways = list(dict.fromkeys(way for way, budget in by_place if budget is not None))
-
-    def shown(row: Row) -> str:
-        return f"{row['right'] / row['num']:.0%}, {row['well_formed'] / row['num']:.0%}"
-
-    rows = [[str(budget), *(shown(by_place[way, budget]) for way in ways)] for budget in found["budgets"]]
-    rows += [["none, alone", shown(row)] for (_, budget), row in by_place.items() if budget is None]
-    return markdown(["budget: right, well-formed", *ways], rows)
+    """What came of each policy on each model: a row each, greedy and sampled outputs together."""
+    rows = [[row["model"], row["way"], *counting.cells(row)] for row in counting.summed(found["rows"])]
+    return markdown(["model", "policy:cap", *counting.COLUMNS.values()], rows)
 
 
 def _by_place(rows: Sequence[Row], missing: Sequence[Row], head: str, place: Callable[[Row], str], scale: float) -> str:

@@ -17,7 +17,7 @@ Write = Callable[[str, dict[str, Any]], None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    about = "write benches/results/verdicts.json and quality.json, whatever the tests say of them"
+    about = "write benches/results/verdicts.json, whatever the tests say of them"
     parser.addoption("--write", action="store_true", help=about)
 
 
