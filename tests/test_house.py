@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "policy": set(), "vocabulary": set(), "formats": {"vocabulary"}, "requests": {"policy"},
     "core": FORMS, "device": {*FORMS, "core"}, "hf": {*FORMS, "core", "device"},
     "vllm": {*FORMS, "core", "device", "requests"}, "doctor": {"vocabulary", "formats"}, "training": {*FORMS, "core"},
-    "demo": {*FORMS, "core", "hf"}, "bench": {*FORMS, "core", "hf"},
+    "demo": {*FORMS, "core", "hf", "training", "doctor"}, "bench": {*FORMS, "core", "hf"},
 }  # fmt: skip
 """Wing -> the others that it may use; what stands above all wings (the command line) may use any."""
 

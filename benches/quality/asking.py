@@ -14,6 +14,7 @@ from benches.quality.judging import Judged, judge
 from benches.quality.tasks.task import Task
 from benches.quality.ways import Way
 from thinkguard.core.program import ThinkProgram
+from thinkguard.demo.lab import generate
 from thinkguard.hf import ThinkLogitsProcessor
 from thinkguard.policy import ThinkPolicy
 
@@ -76,18 +77,11 @@ def ask(
     policy = way.policy
     room = ROOM if policy is None else way.cap + ANSWER_ROOM
     prompts = one.prompts(tasks) * len(seeds)
-    width = max(map(len, prompts))
     eos = one.tokenizer.eos_token_id
-    ids = torch.tensor([[eos] * (width - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     guard = None if policy is None else ThinkLogitsProcessor(one.program, policy=policy)
     processors = [*([] if guard is None else [guard]), SharedNoise(seeds, len(tasks), temperature)]
-    with torch.inference_mode(), nullcontext() if guard is None else guard.attach(one.model):
-        out = one.model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=room, do_sample=False, pad_token_id=eos,
-            logits_processor=processors,
-        )  # fmt: skip
-    outputs = [_until(eos, row) for row in out[:, width:].tolist()]
+    with nullcontext() if guard is None else guard.attach(one.model):
+        outputs = generate(one.model, prompts, eos, room, logits_processor=processors)
     judged = []
     for task, prompt, output in zip([*tasks] * len(seeds), prompts, outputs, strict=True):
         # Alone, no opening was due and no limit was known: only the structure is judged.
@@ -98,8 +92,3 @@ def ask(
         text = one.tokenizer.decode(ids_of_text, clean_up_tokenization_spaces=False)
         judged.append(judge(task, text, ids_of_text, trace, message="" if policy is None else policy.close_message))
     return [judged[i : i + len(tasks)] for i in range(0, len(judged), len(tasks))]
-
-
-def _until(eos: int, ids: Sequence[int]) -> list[int]:
-    """Cut padding off: the ids up to the first EOS."""
-    return list(ids[: ids.index(eos) + 1]) if eos in ids else list(ids)

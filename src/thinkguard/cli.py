@@ -55,9 +55,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"thinkguard {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    demo = commands.add_parser("demo", help="ask the embedded models a batch of questions, alone and guarded")
-    demo.add_argument("--num", type=_positive, default=64, metavar="N", help="questions (default: 64)")
-    demo.add_argument("--budget", type=_count, default=160, metavar="N", help="max_thinking_tokens (default: 160)")
+    demo = commands.add_parser("demo", help="a small model's questions alone and guarded, or a real model's story")
+    demo.add_argument(
+        "--model", choices=("embedded", "lab"),
+        help="the embedded models, or the real one of `make lab` (default: lab if it is there)",
+    )  # fmt: skip
+    demo.add_argument("--num", type=_positive, metavar="N", help="questions (default: 64 of the embedded, 8 of the lab's)")
+    demo.add_argument("--budget", type=_count, metavar="N", help="max_thinking_tokens (default: 160, 48)")
     demo.add_argument("--json", action="store_true", help="print the table as JSON")
     demo.set_defaults(run=_demo)
 
@@ -113,9 +117,20 @@ def _seconds(text: str) -> float:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    from thinkguard.demo import lab
+
+    there = lab.has_story()
+    if options.model == "lab" and not there:
+        raise InputError(f"--model lab: no {lab.STORY_MODEL} in {lab.folder()}; run `make lab` in a checkout of thinkguard")
+    if options.model == "lab" or (options.model is None and there):
+        from thinkguard.demo import story
+
+        given = {"num": options.num, "budget": options.budget}
+        print(story.run(**{key: value for key, value in given.items() if value is not None}, as_json=options.json))
+        return FINE
     from thinkguard.demo.run import run
 
-    print(run(options.num, options.budget, options.json))
+    print(run(options.num or 64, 160 if options.budget is None else options.budget, options.json))
     return FINE
 
 
@@ -194,9 +209,7 @@ def _records(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
             try:
                 record = json.loads(text)
             except json.JSONDecodeError as error:
-                raise InputError(
-                    f"{path}, line {number}: not JSON ({error.msg}); each line has to be one object"
-                ) from None
+                raise InputError(f"{path}, line {number}: not JSON ({error.msg}); each line has to be one object") from None
             if not isinstance(record, Mapping):
                 raise InputError(f"{path}, line {number}: {type(record).__name__} instead of an object with fields")
             yield number, record
@@ -214,9 +227,7 @@ def _trace_of(
     return trace
 
 
-def _ids(
-    program: ThinkProgram, record: Mapping[str, Any], ids: Sequence[str], texts: Sequence[str]
-) -> list[int] | None:
+def _ids(program: ThinkProgram, record: Mapping[str, Any], ids: Sequence[str], texts: Sequence[str]) -> list[int] | None:
     for name in ids:
         if record.get(name) is not None:
             if not isinstance(record[name], list):

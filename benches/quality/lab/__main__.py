@@ -48,7 +48,7 @@ def make(name: str, out: Path) -> str:
     """Write one model into `out`; returns a line that says how it went."""
     from transformers.utils import logging
 
-    from benches.quality.lab import fetch, teach, tokens
+    from benches.quality.lab import fetch, records, teach, tokens
     from benches.quality.tasks.draw import shown
 
     logging.disable_progress_bar()
@@ -64,6 +64,8 @@ def make(name: str, out: Path) -> str:
         model = tokens.with_tokens(model, tokenizer)
         about = tokens.teach_tokens(model, tokenizer, shown(TOKEN_EXAMPLES, 1), passes=2, rate=4e-4)
     fetch.save(model, tokenizer, out)
+    if name == place.TEXT:
+        records.write(out)
     return about
 
 

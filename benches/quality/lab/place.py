@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-BASE, TEXT, TOKENS = MODELS = ("base", "think-text", "think-tokens")
+from thinkguard.demo.lab import STORY_MODEL, folder
+
+__all__ = ["BASE", "MODELS", "TEXT", "TOKENS", "folder", "is_made", "load", "missing", "stamp"]
+
+BASE, TEXT, TOKENS = MODELS = ("base", STORY_MODEL, "think-tokens")
 """SmolLM2-135M-Instruct as it is published; taught to think with markers as text; and with each marker as one token."""
 REMEDY: Final = "run `make lab`, which takes some minutes"
 _HERE: Final = Path(__file__).resolve().parent
 _SOURCES: Final = {
     BASE: (_HERE / "fetch.py",),
-    TEXT: (_HERE / "fetch.py", _HERE / "teach.py", *sorted((_HERE.parent / "tasks").glob("*.py"))),
+    TEXT: (
+        *(_HERE / name for name in ("fetch.py", "teach.py", "records.py")),
+        *sorted((_HERE.parent / "tasks").glob("*.py")),
+    ),
 }
 _SOURCES[TOKENS] = (*_SOURCES[TEXT], _HERE / "tokens.py")
-
-
-def folder() -> Path:
-    """The laboratory's folder, in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "thinkguard" / "lab"
 
 
 def stamp(name: str) -> str:
