@@ -11,7 +11,7 @@ from benches.quality.litter import dangling, look_alikes, split
 from benches.quality.tasks.task import Task
 
 _THOUGHT: Final = re.compile(
-    r"(let me|wait\b|hmm|is there a mistake|i (should|need|have to|count|will)\b|so i\b|yes[.,]|good\.|that is right"
+    r"(let me|wait\b|hmm|is there a mistake|i (should|need|have to|count|will)\b|so (i|it is)\b|yes[.,]|good\.|that is right"
     r"|it stays so|i see no mistake|then comes|the (smallest|largest) of|this is a short question|i close every"
     r"|every tag is closed)",
     re.IGNORECASE,

@@ -17,7 +17,7 @@ from typing import Final
 
 from benches.quality.lab import place
 
-EXAMPLES: Final = 240
+EXAMPLES: Final = 300
 TOKEN_EXAMPLES: Final = 64
 
 
@@ -58,7 +58,7 @@ def make(name: str, out: Path) -> str:
     if name == place.TEXT:
         model, tokenizer = place.load(place.BASE)
         tokenizer.chat_template = teach.TEMPLATE
-        about = teach.teach(model, tokenizer, shown(EXAMPLES), passes=3, rate=6e-4)
+        about = teach.teach(model, tokenizer, shown(EXAMPLES), passes=3, rate=8e-4)
     else:
         model, tokenizer = place.load(place.TEXT)
         model = tokens.with_tokens(model, tokenizer)

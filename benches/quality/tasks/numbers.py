@@ -24,14 +24,14 @@ _CHANGES: Final = (
 
 
 def sums(rng: random.Random) -> Task:
-    """A sum or a difference of a number of two digits and one of one: what a model of this size may know."""
-    a, b, sign = rng.randrange(11, 50), rng.randrange(2, 10), rng.choice("+-")
+    """A sum or a difference of small numbers: what a model of this size may know."""
+    a, b, sign = rng.randrange(9, 21), rng.randrange(2, 10), rng.choice("+-")
     c = a + b if sign == "+" else a - b
     question = rng.choice((f"What is {a} {sign} {b}?", f"Compute {a} {sign} {b}.", f"{a} {sign} {b} = ?"))
     return Task(
         "sum",
         question,
-        (f"I need {a} {sign} {b}.", f"{a} {sign} {b} = {c}."),
+        (f"I need {a} {sign} {b}.", f"{a} {sign} {b} = {c}.", f"So it is {c}."),
         f"{a} {sign} {b} is {c}.",
         (f"{a} {sign} {b} = {c}.", f"The answer is {c}.", f"Answer: {c}"),
         last_number(c),
@@ -42,13 +42,13 @@ def word_problems(rng: random.Random) -> Task:
     """A product or a change that a sentence tells of."""
     if rng.random() < 0.5:
         text, said, scale = rng.choice(_PRODUCTS)
-        a, b = rng.randrange(2, 10), rng.randrange(2, 10)
+        a, b = rng.randrange(2, 10), rng.randrange(2, 6)
         c = a * b * scale
         question, work = text.format(a=a, b=b), f"{a * scale} * {b} = {c}"
         first = f"I have to multiply {a * scale} and {b}."
     else:
         text, sign, said = rng.choice(_CHANGES)
-        a, b = rng.randrange(11, 50), rng.randrange(2, 10)
+        a, b = rng.randrange(9, 21), rng.randrange(2, 10)
         c = a + b if sign == "+" else a - b
         question, work = text.format(who=rng.choice(NAMES), a=a, b=b), f"{a} {sign} {b} = {c}"
         first = f"I have to {'add' if sign == '+' else 'take'} {b} {'to' if sign == '+' else 'from'} {a}."
@@ -56,7 +56,7 @@ def word_problems(rng: random.Random) -> Task:
     return Task(
         "word problem",
         question,
-        (first, f"{work}."),
+        (first, f"{work}.", f"So it is {c}."),
         f"{work.replace(' =', ' is')}.",
         (said, f"{work}.\n\n{said}", f"Answer: {c}"),
         last_number(c),
@@ -72,7 +72,7 @@ def orders(rng: random.Random) -> Task:
     how = "from largest to smallest" if down else "from smallest to largest"
     edge = "largest" if down else "smallest"
     steps = [f"The {edge} of {listed} is {found[0]}."]
-    steps += [f"Then comes {number}." for number in found[1:]]
+    steps += [*(f"Then comes {number}." for number in found[1:]), f"So it is {result}."]
     return Task(
         "order",
         f"Sort {how}: {listed}.",

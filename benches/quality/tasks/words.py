@@ -42,7 +42,7 @@ def dates(rng: random.Random) -> Task:
     return Task(
         "date",
         question,
-        (f"I count from {passed[0]}.", *(f"{i}: {name}." for i, name in enumerate(passed[1:], 1))),
+        (f"I count from {passed[0]}.", *(f"{i}: {name}." for i, name in enumerate(passed[1:], 1)), f"So it is {result}."),
         f"{asked[0].upper()}{asked[1:]} is {result}.",
         (f"It is {result}.", f"{asked[0].upper()}{asked[1:]} is {result}.", result),
         last_name(result, names),
@@ -66,7 +66,7 @@ def facts(rng: random.Random) -> Task:
         question,
         ("This is a short question.", said),
         f"Yes, {value}.",
-        (said, f"{value[0].upper()}{value[1:]}.", f"It is {value}."),
+        (said, f"{value[0].upper()}{value[1:]}."),
         holds(rf"(?i:\b{value}\b)"),
     )
 
@@ -79,7 +79,7 @@ def word_orders(rng: random.Random) -> Task:
     return Task(
         "words",
         f"Put these words in alphabetical order: {', '.join(words)}.",
-        tuple(f'"{word}" begins with {word[0]}.' for word in words),
+        (*(f'"{word}" begins with {word[0]}.' for word in words), f"So it is {result}."),
         f"The order is {result}.",
         (result, f"The order is {result}.", "\n".join(f"- {word}" for word in found)),
         in_order(found),
