@@ -32,11 +32,12 @@ def text_model():
 @pytest.fixture(scope="module")
 def answered(text_model):
     """guarded -> 40 outputs: 20 questions, greedy and sampled."""
-    from benches.quality.asking import ask
+    from benches.quality.asking import Room, ask
     from benches.quality.tasks.draw import tasks
 
     ways = {False: Way("alone"), True: GUARDED}
-    found = {key: ask(text_model, tasks(NUM), way, (None, SEED)) for key, way in ways.items()}
+    room = Room(alone=128, answer=64)
+    found = {key: ask(text_model, tasks(NUM), way, (None, SEED), room=room) for key, way in ways.items()}
     return {key: [one for outputs in found[key] for one in outputs] for key in ways}
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import pytest
 
-from benches.quality.judging import ends_in_answer, repeated, sentence_end
+from benches.quality.__main__ import as_json
+from benches.quality.counting import cells, counted, summed, table
+from benches.quality.judging import ends_in_answer, judge, repeated, sentence_end
 from benches.quality.litter import dangling, look_alikes, split
-from benches.quality.tasks.draw import CAREFUL, shown, tasks
+from benches.quality.tasks.draw import shown, tasks
+from benches.quality.tasks.task import CAREFUL
+from benches.quality.ways import ALONE, FULL, MEANINGS, WAYS, Way
 
 TABLE = "<table>\n<tr>\n  <th>Name</th>\n  <th>Age</th>\n</tr>\n</table>"
 LIST = "<ul>\n  <li>tea</li>\n</ul>"
@@ -84,6 +91,57 @@ def test_repetition_is_the_share_of_runs_seen_before():
     assert repeated([1, 2, 3, 4, 5, 6]) == 0
     assert repeated([1, 2, 3]) == 0
     assert repeated([1, 2] * 8) == pytest.approx(11 / 13)
+
+
+def judged(text, task, **about):
+    trace = SimpleNamespace(well_formed=True, finished=True, closed_by="model", thinking_tokens=3, answer_tokens=4)
+    trace.__dict__.update(about)
+    return judge(task, text, list(range(9)), trace)
+
+
+def test_an_output_is_judged_by_its_text():
+    task = next(task for task in tasks(12) if task.kind == "sum")
+    good = judged(f"<think>\nSo it is.\n</think>\n\n{task.answers[0]}", task)
+    assert all((good.well_formed, good.finished, good.right, good.ends_in_answer, good.sentence_end))
+    assert good.as_dict().keys().isdisjoint({"in_answer", "in_thinking", "dangling"})
+    bad = judged(f"<think>\nSo it is</\n</think>\n\nIt is 1.\n</think >\n\nLet me see {task.answers[0]}", task)
+    assert bad.in_answer == ["</think >"]
+    assert bad.dangling == ["</"]
+    assert not bad.ends_in_answer
+    assert not bad.sentence_end
+    assert not judged("<think>a.</think>b<think>c</think>d", task).well_formed, "whatever the trace says"
+    assert not judged("<think>a.</think>\n\n1", task, finished=False).ends_in_answer
+
+
+def test_counts_add_up_over_samplings_and_are_written_one_output_a_line():
+    task = tasks(1)[0]
+    good, bad = judged(f"<think>\nIt is.\n</think>\n\n{task.answers[0]}", task), judged("</think >", task, thinking_tokens=9)
+    rows = [
+        {"model": "m", "way": "hard:8", "sampling": "greedy", **counted([good, good])},
+        {"model": "m", "way": "hard:8", "sampling": "seed 1", **counted([bad])},
+    ]
+    [row] = summed(rows)
+    assert (row["num"], row["right"], row["in_answer"], row["thinking_tokens"]) == (3, 2, 1, 5.0)
+    assert cells(row)[:3] == ["2/3", "1", "0"]
+    assert "hard:8" in table(rows)
+    found = {"tasks": [], "rows": rows, "outputs": [{"model": "m", "outputs": [good.as_dict(), bad.as_dict()]}]}
+    text = as_json(found)
+    assert json.loads(text) == found
+    assert len([line for line in text.splitlines() if line.startswith('{"text"')]) == 2
+
+
+@pytest.mark.parametrize("text", ["", "soft:48", "line", "line:", "line:5", "alone:3", "line:4x"])
+def test_a_policy_that_is_none_is_refused(text):
+    with pytest.raises(ValueError, match="policy"):
+        Way.parse(text)
+
+
+def test_every_way_is_a_policy():
+    assert {way.name for way in FULL} == set(MEANINGS) == {ALONE, *WAYS}
+    for way in FULL:
+        assert Way.parse(str(way)) == way
+        assert (way.policy is None) == (way.name == ALONE)
+        assert way.policy is None or way.policy.max_thinking_tokens == way.cap
 
 
 def test_tasks_of_measurements_are_never_taught():

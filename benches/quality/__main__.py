@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +43,17 @@ def run(models: Sequence[str], ways: Sequence[Way], num: int, seeds: Sequence[in
                 outputs.append({**where, "outputs": [output.as_dict() for output in judged]})
             print(f"{name} {way}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
     return {"tasks": [{"kind": task.kind, "question": task.question} for task in asked], "rows": rows, "outputs": outputs}
+
+
+def as_json(found: Mapping[str, Any]) -> str:
+    """Write what `run` returns, one output a line."""
+    rest = json.dumps({key: value for key, value in found.items() if key != "outputs"}, ensure_ascii=False, indent=1)
+    arms = []
+    for arm in found["outputs"]:
+        where = json.dumps({key: value for key, value in arm.items() if key != "outputs"}, ensure_ascii=False)
+        lines = ",\n".join(json.dumps(output, ensure_ascii=False) for output in arm["outputs"])
+        arms.append(f'{where[:-1]}, "outputs": [\n{lines}\n]}}')
+    return rest.removesuffix("\n}") + ',\n "outputs": [\n' + ",\n".join(arms) + "\n]}\n"
 
 
 def about(arguments: Sequence[str]) -> dict[str, Any]:
@@ -88,7 +99,7 @@ def main() -> int:
         parser.error(why)
     found = about(sys.argv[1:]) | run(options.models, options.policies, options.prompts, range(1, options.seeds + 1))
     for file in ([options.out] if options.out else []) + ([RESULT] if options.write else []):
-        file.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        file.write_text(as_json(found), encoding="utf-8")
     print(table(found["rows"]))
     for arm in found["outputs"] if options.show else ():
         print(f"\n## {arm['model']}, {arm['way']}, {arm['sampling']}")

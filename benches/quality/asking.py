@@ -18,9 +18,20 @@ from thinkguard.demo.lab import generate
 from thinkguard.hf import ThinkLogitsProcessor
 from thinkguard.policy import ThinkPolicy
 
-ROOM: Final = 192
-"""New tokens of the model alone; a guarded one has its cap and `ANSWER_ROOM`."""
-ANSWER_ROOM: Final = 96
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """New tokens of an output: of the model alone, and of a guarded one beside its cap."""
+
+    alone: int = 192
+    answer: int = 80
+
+    def of(self, way: Way) -> int:
+        """The limit under a way."""
+        return way.cap + self.answer if way.cap else self.alone
+
+
+_ROOM: Final = Room()
 
 
 class SharedNoise(LogitsProcessor):  # type: ignore[misc]
@@ -71,22 +82,27 @@ class Model:
 
 
 def ask(
-    one: Model, tasks: Sequence[Task], way: Way, seeds: Sequence[int | None] = (None,), temperature: float = 0.7
+    one: Model,
+    tasks: Sequence[Task],
+    way: Way,
+    seeds: Sequence[int | None] = (None,),
+    *,
+    temperature: float = 0.7,
+    room: Room = _ROOM,
 ) -> list[list[Judged]]:
     """Answer every task by every seed in one batch, None being greedy; returns the judged outputs of each seed."""
-    policy = way.policy
-    room = ROOM if policy is None else way.cap + ANSWER_ROOM
+    policy, limit = way.policy, room.of(way)
     prompts = one.prompts(tasks) * len(seeds)
     eos = one.tokenizer.eos_token_id
     guard = None if policy is None else ThinkLogitsProcessor(one.program, policy=policy)
     processors = [*([] if guard is None else [guard]), SharedNoise(seeds, len(tasks), temperature)]
     with nullcontext() if guard is None else guard.attach(one.model):
-        outputs = generate(one.model, prompts, eos, room, logits_processor=processors)
+        outputs = generate(one.model, prompts, eos, limit, logits_processor=processors)
     judged = []
     for task, prompt, output in zip([*tasks] * len(seeds), prompts, outputs, strict=True):
         # Alone, no opening was due and no limit was known: only the structure is judged.
         trace = one.program.explain(
-            prompt, output, policy or ThinkPolicy(opening="allow"), max_tokens=room if policy else None
+            prompt, output, policy or ThinkPolicy(opening="allow"), max_tokens=limit if policy else None
         )
         ids_of_text = [token for token in output if token != eos]
         text = one.tokenizer.decode(ids_of_text, clean_up_tokenization_spaces=False)

@@ -39,8 +39,8 @@ class Judged:
     repeated: float
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON types."""
-        return asdict(self)
+        """The fields as plain JSON types, without lists that are empty."""
+        return {key: value for key, value in asdict(self).items() if value != []}
 
 
 def judge(task: Task, text: str, ids: Sequence[int], trace: Any, *, opened: bool = False, message: str = "") -> Judged:
