@@ -209,7 +209,7 @@ static int follow_marker(const tg_program* program, const tg_policy* policy, tg_
       return 1;
     case TG_BODY:
       if (was != TG_HEADING && was != TG_BEFORE) {
-        state->flags |= TG_STATE_VIOLATION;
+        if (program->is_channel || thinking) state->flags |= TG_STATE_VIOLATION;
         return 0;
       }
       begin_answer(state,
@@ -297,8 +297,8 @@ static void account(const tg_program* program, const tg_policy* policy, tg_state
   state->node = (int32_t)(step & 0xFFFF);
   if (info & TG_TEXT) extend_tail(program, state, info, token);
   int32_t was = state->phase;
-  int quoted = was == TG_ANSWERING && policy->markers_in_answer == TG_MARKERS_ALLOW && !program->is_channel && event->last &&
-               event->last != TG_ANSWER;
+  int quoted = was == TG_ANSWERING && policy->markers_in_answer == TG_MARKERS_ALLOW && !program->is_channel &&
+               event->last & ~(TG_ANSWER | TG_IMPLICIT | TG_BODY);
   if (quoted) state->flags |= TG_STATE_VIOLATION;
   if (event->last && !quoted && follow_marker(program, policy, state, loop, was, event, info)) return;
   int32_t visible = (info & TG_VISIBLE) != 0;

@@ -40,7 +40,8 @@ enum {
   TG_IMPLICIT = 1 << 3,   /* a tool call's opener: ends the thinking by itself */
   TG_SPELLED = 1 << 4,    /* spelled in plain bytes: never to be completed */
   TG_TOOL = 1 << 5,       /* channel formats: begins a free header ("<|channel|>commentary") */
-  TG_BODY = 1 << 6,       /* channel formats: ends a header ("<|message|>") */
+  TG_BODY = 1 << 6,       /* channel formats: ends a header ("<|message|>"); others: stands in an answer alone and means
+                             nothing there ("<|close|>argument") */
   TG_HEADER = 1 << 7,     /* channel formats: begins a message ("<|start|>") */
   TG_CALL_END = 1 << 8,   /* channel formats: ends a tool call ("<|call|>") */
   TG_RECIPIENT = 1 << 9,  /* channel formats: names a tool in a free header ("to=") */

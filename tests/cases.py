@@ -91,6 +91,7 @@ def format_and_controls(rng):
         return ThinkFormat(name="generated", **fmt), controls + inner
     if kind == "mixed":
         end = rng.choice(["<c|>", "<|c>done"])
+        extra |= {"answer_parts": rng.choice([(), ("<|c>more",), ("<c|>x", "<|c>d|")])}
         fmt = ThinkFormat(
             name="generated", starts=("<|c>thought",), ends=(end,), open_text="<|c>thought" + space,
             close_text=before + end + after, controls=("<|c>",), **extra,

@@ -80,6 +80,11 @@ class Model:
             if not any(name in text for name in never):  # which is never completed, and so nothing around it
                 self.add_marker(tuple(text.encode()), "implicit", False)
             self.controls += [s[1] for s in self.symbols(text) if is_control(s) and s[1] not in self.controls]
+        for text in () if channel else (*format.answer_ends, *format.answer_parts):
+            symbols = self.symbols(text)
+            if is_control(symbols[0]) and symbols[0][1] in self.controls:  # else no marker looks like it
+                self.add_marker(symbols, "body", False)
+                self.controls += [s[1] for s in symbols if is_control(s) and s[1] not in self.controls]
         if channel and channel.recipient:
             self.add_marker(self.symbols(channel.recipient), "recipient", False)
         remembered = "bytes_of symbols_of is_visible read half reachable kinds_of reach_of is_never"
@@ -316,7 +321,7 @@ class Model:
         was = self.phase
         if found.last is not None or found.markers:
             quoted = was == "answering" and self.policy.markers_in_answer == "allow" and not self.is_channel
-            quoted = quoted and found.markers[-1][:2] != ("answer", False)
+            quoted = quoted and found.markers[-1][:2] not in {("answer", False), ("implicit", False), ("body", False)}
             if quoted:
                 self.violation = True
             elif self.follow(token, found, was):
@@ -395,7 +400,7 @@ class Model:
             self.begin_header("free")
         elif kind == "body":
             if was not in ("heading", "before"):
-                self.violation = True
+                self.violation |= self.is_channel or thinking
                 return False
             body = "call" if self.recipient else "preamble" if self.body == "free" else "final"
             self.begin_answer(body, tail_visible)

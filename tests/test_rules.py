@@ -409,6 +409,25 @@ def test_rule_02_a_special_marker_does_not_hide_what_is_spelled_around_it():
         assert guard.allows("INK]") == allowed
 
 
+def test_rule_02_an_answer_may_write_what_begins_as_a_forbidden_marker_does():
+    """Kimi-K3's `<|close|>` had been banned in answers, and with it every tool call, for it begins the end as well."""
+    format = ThinkFormat(
+        name="parts", starts=("<|open|>think",), ends=("<|close|>think",), open_text="<|open|>think",
+        close_text="<|close|>think", answer_parts=("<|close|>call",), controls=("<|open|>", "<|close|>"),
+    )  # fmt: skip
+    pieces, markers = [*PIECES, b"call"], ["<|open|>", "<|close|>"]
+    prompt = ["<assistant>", "<|open|>", "think"]
+    guard = Guarded(format, prompt=prompt, added=markers, special=("<eos>", *markers), pieces=pieces).say("a", "<|close|>")
+    assert guard.allows("think")
+    assert not guard.allows("call"), "it stands in answers alone"
+    guard.say("think", "b")
+    assert not guard.allows("<|open|>")
+    guard.say("<|close|>")
+    assert not guard.allows("think")
+    assert guard.say("call", "c").phase == "answering"
+    assert not guard.violated
+
+
 def test_rule_04_an_eos_that_is_needed_to_write_a_marker_is_refused():
     """The sequence would end in the middle of closing."""
     with pytest.raises(FormatError, match="is in the EOS set and also needed to write a marker"):
@@ -485,6 +504,12 @@ def test_rule_11_the_plain_spelling_of_an_opener_that_is_a_token_is_one_of_sever
     guard = calling("a", "<|", "to", "ol", pieces=plain, added=["<|tool|>"])
     assert guard.best(**{"<|tool|>": 9}) == "</"
     assert guard.say("|>").phase == "answering"
+
+
+def test_rule_20_a_tool_call_quotes_no_marker():
+    guard = calling("a", "</", "think", ">\n\n", markers_in_answer="allow")
+    for piece in ("<|", "to", "ol", "|>", "x"):
+        assert not guard.say(piece).violated
 
 
 def test_rule_17_no_bias_inside_a_tool_call():

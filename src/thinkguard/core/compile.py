@@ -161,6 +161,10 @@ def _patterns(format: ThinkFormat, alphabet: _Alphabet) -> dict[Symbols, int]:
             patterns.setdefault(tuple(text.encode()), int(Kind.IMPLICIT))
     if channel and channel.recipient:
         patterns.setdefault(alphabet.symbols(channel.recipient), int(Kind.RECIPIENT))
+    for text in () if channel else (*format.answer_ends, *format.answer_parts):
+        parts = alphabet.split(text)
+        if not parts[0] and alphabet.vocabulary.added[parts[1]] in alphabet.controls:  # else no marker looks like it
+            patterns.setdefault(alphabet.symbols(text), int(Kind.BODY))
     return patterns
 
 

@@ -63,6 +63,7 @@ class ThinkFormat:
     close_text: str  # white space, ends[0], white space; an answer opener may follow
     answer_starts: tuple[str, ...] = ()
     answer_ends: tuple[str, ...] = ()  # informative: stripped when an output is explained
+    answer_parts: tuple[str, ...] = ()  # what else an answer writes that begins with a control token of a marker
     implicit_ends: tuple[str, ...] = ()  # openers of tool calls, which end the reasoning
     off_text: str | None = None  # what the assistant's turn begins with when thinking is off; None: an empty block
     on_texts: tuple[str, ...] | None = None  # what a prompt without a marker at its end holds if it thinks; None: any does
@@ -244,7 +245,7 @@ def describe(format: ThinkFormat) -> str:
 
 
 _TUPLES: Final = (
-    *("starts", "ends", "answer_starts", "answer_ends", "implicit_ends", "turn_ends", "assistant_headers"),
+    *("starts", "ends", "answer_starts", "answer_ends", "answer_parts", "implicit_ends", "turn_ends", "assistant_headers"),
     *("inner", "controls", "models", "evidence"),
 )
 _OPTIONAL: Final = ("boundaries", "on_texts")
