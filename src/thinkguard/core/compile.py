@@ -274,7 +274,8 @@ def _name_walk(name: bytes, vocabulary: Vocabulary) -> Arrays:
     empty = np.empty(0, np.int32)
     if not name:
         return {"name_offset": empty, "name_token": empty, "name_next": empty}
-    pieces = _pieces_of(name, vocabulary)
+    # Only those can match anywhere whose text, white space aside, is part of the name: a few of thousands.
+    pieces = [(token_id, piece) for token_id, piece in _pieces_of(name, vocabulary) if piece.strip(b" \n\r\t") in name]
     offsets, tokens, nexts = [0], [], []
     for node in range(len(name) + 2):  # from the last node, behind all of the name, nothing leads on
         rest = name[max(node - 1, 0) :]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from thinkguard.errors import FormatError
+from thinkguard.policy import shown
 
 _TABLE: Final[dict[str, Any]] = json.loads(Path(__file__).with_name("table.json").read_text(encoding="utf-8"))
 
@@ -23,6 +24,8 @@ DEFAULT_INNER: Final[frozenset[str]] = frozenset(_TABLE["default_inner"])
 
 _WHITE: Final = " \t\n\r\f\v"
 _MAX_WHITE: Final = 4
+MAX_MARKER_BYTES: Final = 256
+"""Of UTF-8 in one marker, boundary or header: compiling spells all that can follow each of its bytes, which is quadratic."""
 _FOR_DETECTION: Final = ("header", "opens")
 _FOR_TOOLS: Final = ("tokens", "parsers", "llamafactory")
 
@@ -174,6 +177,7 @@ def _check(format: ThinkFormat) -> None:
     for field in ("starts", "ends"):
         if not getattr(format, field):
             raise _refuse(format, field, "is empty", "list at least one marker")
+    _check_lengths(format)
     _check_markers(format)
     _check_texts(format)
     if format.header_text != format.header_text.rstrip():
@@ -183,6 +187,26 @@ def _check(format: ThinkFormat) -> None:
         raise _refuse(format, "assistant_headers", rule, "list what ends the turns before")
     if format.channel is not None and format.channel.message_end not in format.ends:
         raise _refuse(format, "channel", "has a message_end that is not among ends", "add it to ends")
+
+
+def _texts(format: ThinkFormat) -> Iterator[tuple[str, str]]:
+    """Yield (field, text) of all that an automaton looks for or that is spelled by tokens."""
+    for field in _MARKERS:
+        yield from ((field, text) for text in getattr(format, field) or ())
+    yield from (("off_text", format.off_text or ""), ("header_text", format.header_text))
+    for part in fields(format.channel) if format.channel else ():
+        value = getattr(format.channel, part.name)
+        yield from (("channel", text) for text in (value if isinstance(value, tuple) else (value or "",)))
+
+
+def _check_lengths(format: ThinkFormat) -> None:
+    for field, text in _texts(format):
+        length = len(text.encode("utf-8", "surrogatepass"))
+        if length > MAX_MARKER_BYTES:
+            raise FormatError(
+                f"format {format.name!r}: {field} holds {shown(text)}, {length} bytes of UTF-8, and at most "
+                f"{MAX_MARKER_BYTES} can be looked for; name a shorter text, such as its first line"
+            )
 
 
 def _check_markers(format: ThinkFormat) -> None:
@@ -244,6 +268,7 @@ def describe(format: ThinkFormat) -> str:
     return "\n".join(lines)
 
 
+_MARKERS: Final = ("starts", "ends", "answer_starts", "implicit_ends", "boundaries", "assistant_headers")
 _TUPLES: Final = (
     *("starts", "ends", "answer_starts", "answer_ends", "answer_parts", "implicit_ends", "turn_ends", "assistant_headers"),
     *("inner", "controls", "models", "evidence"),
