@@ -21,7 +21,10 @@ from benches.conftest import Sizes
 from benches.measuring import CLOCK, by_clock, leave_out, pairs, rounds_of
 from benches.setting import Request, Setting, made_vocabulary
 from thinkguard import ThinkFormat, ThinkPolicy, ThinkProgram
-from thinkguard.core.names import Phase
+from thinkguard.core.names import Phase, Seq
+from thinkguard.policy import MAX_MESSAGE_BYTES
+from thinkguard.requests.admission import asked_for, with_budget
+from thinkguard.requests.merge import merged
 
 pytestmark = pytest.mark.benchmark(group="start")
 
@@ -117,6 +120,27 @@ def test_new_policy(benchmark: Any, sizes: Sizes) -> None:
 
     bound = benchmark.pedantic(program.bind, setup=fresh, rounds=50, warmup_rounds=1)
     assert bound is not None
+
+
+def test_new_message(benchmark: Any, setting_of: Any, sizes: Sizes) -> None:
+    """A request's policy with the longest message, not seen before, as an engine reads and binds it between two steps."""
+    setting, number = setting_of(sizes.vocab_size), count()
+    program, words = setting.program, "Time is up now, so let me answer by what I have clear so far. " * 20
+
+    def fresh() -> Any:
+        return ({"close_message": f"{next(number)} {words}"[:MAX_MESSAGE_BYTES], "max_thinking_tokens": _BUDGET},), {}
+
+    def admitted(asked: dict[str, Any]) -> Any:
+        fields = asked_for(asked)
+        assert isinstance(fields, dict)
+        policy, dropped = merged(with_budget(fields), {})
+        return program.bind(policy), dropped
+
+    bound, dropped = benchmark.pedantic(admitted, setup=fresh, rounds=50, warmup_rounds=3)
+    spelled = b"".join(map(program.vocabulary.token_bytes, bound.sequence(Seq.CLOSE)))
+    assert (spelled[:MAX_MESSAGE_BYTES].decode(), dropped) == (bound.source.close_message, [])
+    benchmark.extra_info.update({"vocab_size": sizes.vocab_size, "tokens": len(bound.sequence(Seq.CLOSE))})
+    assert benchmark.disabled or not sizes.full or benchmark.stats.stats.min < 1e-3
 
 
 @by_clock("start")

@@ -202,7 +202,7 @@ class ThinkProgram:
         if not text:
             return []
         token_ids = self.vocabulary.encode(text)
-        if any(self.vocabulary.flags[t] & TokenFlag.SPECIAL for t in token_ids):
+        if (self.vocabulary.flags[token_ids] & TokenFlag.SPECIAL.value).any():
             raise PolicyError(
                 f"{field}={text!r} holds a special token, which a reader may drop or stop at: leave it out"
             )

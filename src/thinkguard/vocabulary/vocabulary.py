@@ -108,14 +108,15 @@ class Vocabulary:
         return self.encode(text)
 
     def _spell(self, part: str, encoders: tuple[Encoder, ...]) -> list[int]:
-        wanted = part.encode()
+        wanted, spelled_by = part.encode(), self.text.data
         for encoder in encoders:
-            token_ids = [int(token_id) for token_id in encoder(part)]
-            if not all(0 <= token_id < self.num_tokens for token_id in token_ids):
+            ids = np.fromiter(encoder(part), np.int64)
+            if len(ids) and (ids.min() < 0 or ids.max() >= self.num_tokens):
                 continue
-            doubles = (self.flags[token_ids] & TokenFlag.DUPLICATE).any() if token_ids else False
-            if not doubles and b"".join(map(self.token_bytes, token_ids)) == wanted:
-                return token_ids
+            ends = zip(self.offsets[ids].tolist(), self.offsets[ids + 1].tolist(), strict=True)
+            doubles = (self.flags[ids] & TokenFlag.DUPLICATE.value).any()
+            if not doubles and b"".join([spelled_by[begin:end] for begin, end in ends]) == wanted:
+                return ids.tolist()  # type: ignore[no-any-return]
         return self._longest_match(wanted)
 
     def _longest_match(self, wanted: bytes) -> list[int]:
@@ -125,12 +126,18 @@ class Vocabulary:
             text, offsets = self.text.tobytes(), self.offsets.tolist()
             ordinary = np.flatnonzero((self.flags & unfit) == 0)[::-1].tolist()  # downwards: the lowest id stays
             index = {text[offsets[i] : offsets[i + 1]]: i for i in ordinary}
-            self._cache["index"] = index, max(map(len, index), default=0)
-        index, longest = self._cache["index"]
+            lengths: dict[bytes, set[int]] = {}  # of the tokens with these first two bytes: of all others none can match
+            for piece in index:
+                lengths.setdefault(piece[:2], set()).add(len(piece))
+            self._cache["index"] = index, {head: sorted(some, reverse=True) for head, some in lengths.items()}
+        index, lengths_of = self._cache["index"]
+        none: list[int] = []
         ends = [-1] * len(wanted) + [len(wanted)]  # where the token that starts here ends; -1: no way on from here
         for start in reversed(range(len(wanted))):
-            for end in range(min(start + longest, len(wanted)), start, -1):
-                if ends[end] >= 0 and wanted[start:end] in index:
+            head = wanted[start : start + 2]
+            for length in (*lengths_of.get(head, none), *lengths_of.get(head[:1], none)):
+                end = start + length
+                if end <= len(wanted) and ends[end] >= 0 and wanted[start:end] in index:
                     ends[start] = end
                     break
         if ends[0] < 0:
