@@ -327,6 +327,55 @@ def test_scores_of_a_type_that_the_core_does_not_know_are_refused(place):
             processor(ids, torch.zeros(1, TEXT.num_tokens, dtype=torch.float64))
 
 
+def test_what_is_no_tensor_that_can_be_read_and_edited_is_refused(place):
+    """By the processor itself and by the attached one, before and behind its first step."""
+    guard, ids = ThinkLogitsProcessor(TEXT, format=FORMAT), prompt(TEXT)
+    scores = torch.zeros(1, TEXT.num_tokens)
+    negative, next_ids = torch._neg_view(scores.clone()), torch.cat([ids, ids[:, :1]], 1)
+    began = AttachedProcessor(guard.binding, make_model(TEXT).generation_config, ids.shape[1])
+    began(ids, scores.clone())
+    new = AttachedProcessor(guard.binding, make_model(TEXT).generation_config, ids.shape[1])
+    for processor, row in ((guard, ids), (new, ids), (began, next_ids)):
+        for *wrong, told in (
+            (row.tolist(), scores, "^input_ids is a list: wanted a torch tensor"),
+            (None, scores, "^input_ids is a NoneType: wanted"),
+            (row.numpy(), scores, "^input_ids is a ndarray: wanted"),
+            (row[0], scores, "^input_ids has one dimension, as in continuous batching"),
+            (row[None], scores, r"^input_ids is torch.int64 of shape .*: wanted ids, \[num_rows, length\]"),
+            (row.bool(), scores, "^input_ids is torch.bool of shape"),
+            (row.float(), scores, "^input_ids is torch.float32 of shape"),
+            (row.to(torch.complex64), scores, "^input_ids is torch.complex64 of shape"),
+            (row.to_sparse(), scores, "^input_ids is a tensor of layout torch.sparse_coo"),
+            (row, scores[None], r"^(scores are torch.float32 of shape|logits have shape) \[1, 1, "),
+        ):
+            with pytest.raises(InputError, match=told):
+                processor(*wrong)
+    for processor in (guard, new):  # in a call that goes on what comes later is of the same hands as the first
+        with pytest.raises(InputError, match=r"^input_ids has the negative bit set: pass input_ids.resolve_neg\(\)"):
+            processor(torch._neg_view(ids), scores)
+        with pytest.raises(InputError, match=r"^scores has the negative bit set: pass scores.resolve_neg\(\)"):
+            processor(ids, negative)
+    assert torch.equal(negative, scores), "left as it was"
+    assert torch.equal(began(next_ids, scores.clone()), guard(next_ids, scores.clone())), "and the next step goes on"
+
+
+def test_ids_that_lie_askew_are_read_as_they_are(place):
+    guard, ids = ThinkLogitsProcessor(TEXT, format=FORMAT, max_thinking_tokens=2), prompt(TEXT)
+    own = AttachedProcessor(guard.binding, make_model(TEXT).generation_config, ids.shape[1])
+    other = AttachedProcessor(guard.binding, make_model(TEXT).generation_config, ids.shape[1])
+    for token in (*TEXT.encode("<think>\nab"), *TEXT.encode("</think>")):
+        askew = torch.frombuffer(bytearray(b"." + ids.numpy().tobytes()), dtype=torch.int64, offset=1)[None]
+        scores = torch.zeros(1, TEXT.num_tokens)
+        assert torch.equal(own(askew, scores.clone()), other(ids, scores.clone()))
+        ids = torch.cat([ids, torch.tensor([[token]])], 1)
+
+
+@pytest.mark.parametrize("wrong", [1.5, [1.5], "12", ["1"], [None], True, torch.tensor([1.5])], ids=repr)
+def test_an_eos_that_is_no_token_id_is_refused(wrong):
+    with pytest.raises(InputError, match=r"^eos_token_id is .*: wanted a whole number, as token ids are"):
+        ThinkLogitsProcessor(TEXT, format=FORMAT, eos_token_id=wrong)
+
+
 def test_bad_input_is_refused_by_name():
     guard = ThinkLogitsProcessor(TEXT, format=FORMAT)
     ids = prompt(TEXT)

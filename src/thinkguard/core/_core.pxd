@@ -8,8 +8,8 @@ from thinkguard.core cimport _c as c
 @cython.final
 cdef class Tables:
     cdef c.tg_program program
-    cdef readonly dict arrays
-    cdef readonly dict scalars
+    cdef readonly object arrays  # read-only mappings
+    cdef readonly object scalars
     cdef readonly Tables turns
     cdef readonly Tables shown
     cdef int point(self, dict at) except -1
@@ -22,7 +22,7 @@ cdef class BoundPolicy:
     cdef readonly Tables tables
     cdef readonly object source
     cdef readonly object tokens
-    cdef readonly dict fields
+    cdef readonly object fields
 
 
 @cython.final

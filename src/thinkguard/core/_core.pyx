@@ -1,5 +1,8 @@
 """Check, release the GIL, call C, raise. The rules are all in C; what is here knows Python's objects and a host's memory."""
 cimport cython
+from cpython.buffer cimport (
+    PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
+)
 from cpython.exc cimport PyErr_Clear
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
@@ -7,9 +10,12 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int32_t, int64_t, intptr_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from types import MappingProxyType
+
 import numpy as np
 
 from thinkguard.core cimport _c as c
+from thinkguard.core.ids import index_of, no_id, row_of
 from thinkguard.errors import InputError
 
 # Every constant of the header, by its name there without TG_; names.py gives them Python's types.
@@ -60,9 +66,11 @@ EVENT = np.dtype([(name, np.int32) for name in (<object> an_event)])
 NODE = np.dtype([(name, np.int32) for name in (<object> a_node)])
 
 
-cdef c.tg_ids ids_of(const int32_t[::1] token_ids) noexcept:
+cdef c.tg_ids ids_of(const int32_t[::1] token_ids) except *:
     """Contiguous ids as C takes them."""
     cdef c.tg_ids ids
+    if token_ids.shape[0] and <intptr_t> &token_ids[0] % <intptr_t> sizeof(int32_t):
+        raise InputError("token ids lie askew in memory (bytes read as int32?): pass a copy")
     ids.data, ids.stride, ids.bytes = &token_ids[0] if token_ids.shape[0] else NULL, 1, sizeof(int32_t)
     return ids
 
@@ -112,24 +120,52 @@ cdef object copied(const void *data, Py_ssize_t count, object dtype):
     return array
 
 
-def int32_of(ids):
-    """Whole numbers of a list or tuple as int32; None where one is no token id, or no plain int. Ten times numpy's pace."""
+# Token ids, whoever hands them over: what is no whole number is refused here, and nowhere else.
+
+cdef int64_t id_of(str name, object value) except? -2:
+    """What one value is as a token id, -1 for a whole number that is none; InputError for anything else."""
+    cdef int overflow = 0
+    cdef int64_t token
+    if not PyLong_CheckExact(value):
+        value = index_of(name, value)
+    token = PyLong_AsLongLongAndOverflow(value, &overflow)
+    return token if not overflow and 0 <= token <= 0x7FFFFFFF else -1
+
+
+def int32_of(str name not None, ids):
+    """The ids of a list or tuple as int32, None of anything else. Ten times numpy's pace. InputError for what is no id."""
     if type(ids) is not list and type(ids) is not tuple:
         return None
     cdef Py_ssize_t i, num = len(ids)
-    cdef int overflow = 0
+    cdef int64_t token
     array = np.empty(num, np.int32)
     cdef int32_t[::1] out = array
-    cdef int64_t token
     for i in range(num):
-        item = ids[i]
-        if not PyLong_CheckExact(item):
-            return None
-        token = PyLong_AsLongLongAndOverflow(item, &overflow)
-        if overflow or not 0 <= token <= 0x7FFFFFFF:
-            return None
+        token = id_of(name, ids[i])
+        if token < 0:
+            raise no_id(name, index_of(name, ids[i]))
         out[i] = <int32_t> token
     return array
+
+
+cdef int open_row(str name, object ids, Py_buffer *row) except -1:
+    """Open a row of sampled ids as int64, where they lie or in a copy; numbers that are no ids stay none. The caller closes it."""
+    if PyObject_CheckBuffer(ids):
+        try:
+            PyObject_GetBuffer(ids, row, PyBUF_FORMAT | PyBUF_STRIDES)
+        except (BufferError, TypeError, ValueError):  # not strided, or of a type that buffers do not know
+            pass
+        else:
+            if row.ndim == 1 and row.itemsize == sizeof(int64_t) and row.format[0] in b"lq" and not row.format[1] and not (
+                <intptr_t> row.buf | row.strides[0]
+            ) % <intptr_t> sizeof(int64_t):
+                return 0
+            PyBuffer_Release(row)
+    if type(ids) is list or type(ids) is tuple:
+        ids = np.array([id_of(name, value) for value in ids], np.int64)
+    ids = row_of(name, ids).astype(np.int64)  # aligned, and in this machine's order of bytes
+    PyObject_GetBuffer(ids, row, PyBUF_FORMAT | PyBUF_STRIDES)
+    return 0
 
 
 def lift(const uint8_t[::1] text not None, const int64_t[::1] offsets not None, const int32_t[::1] control not None,
@@ -144,6 +180,8 @@ def lift(const uint8_t[::1] text not None, const int64_t[::1] offsets not None, 
     if offsets.shape[0] != control.shape[0] + 1 or pattern_offsets.shape[0] != kinds.shape[0] + 1:
         raise ValueError(f"{offsets.shape[0]} offsets for {control.shape[0]} tokens, {pattern_offsets.shape[0]} for "
                          f"{kinds.shape[0]} patterns: one more offset than items is needed")
+    if offsets[0] < 0 or pattern_offsets[0] < 0:
+        raise ValueError("the first offset is negative")
     if offsets[control.shape[0]] > text.shape[0] or pattern_offsets[kinds.shape[0]] > symbols.shape[0]:
         raise ValueError("the last offset lies behind the end of its data")
     if control_dropped.shape[0] != control_bytes.shape[0]:
@@ -200,20 +238,65 @@ cdef tuple ARRAYS = (
 )
 
 
+cdef tuple UNSIGNED = ("step", "info", "tail", "except_step", "mark_mask")
+cdef tuple ALIKE = (  # arrays of one length
+    ("step", "info", "tail"), ("except_token", "except_step"), ("mark_token", "mark_mask"), ("name_token", "name_next"),
+    ("except_offset", "mark_offset"),
+)
+
+
 cdef object words_of(object array):
     """An array of 32-bit numbers, or of structs of them, as int32."""
     return array.reshape(-1).view(np.int32)
+
+
+cdef dict frozen(object arrays):
+    """Read-only views of arrays that C can walk: of the wanted types, in one piece, as long as their offsets say."""
+    cdef dict views = dict(arrays)
+    missing = [name for name in ARRAYS if name not in views]
+    if missing:
+        raise ValueError(f"arrays has no {', '.join(missing)}: pass all that `compile_format` makes")
+    for name, array in dict(views).items():
+        if isinstance(array, np.ndarray):
+            views[name] = array.view()
+            views[name].flags.writeable = False
+        if name not in ARRAYS:
+            continue
+        wanted = {"events": EVENT, "nodes": NODE}.get(name, np.dtype(np.uint32 if name in UNSIGNED else np.int32))
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"arrays[{name!r}] is of type {type(array).__name__}: wanted an array of {wanted}")
+        if array.dtype != wanted or array.ndim != 1 or not array.flags.c_contiguous or not array.flags.aligned:
+            raise ValueError(f"arrays[{name!r}] has shape {list(array.shape)} and type {array.dtype}: wanted one contiguous "
+                             f"row of {wanted}")
+    for names in ALIKE:
+        if len({len(views[name]) for name in names}) > 1:
+            raise ValueError(f"arrays has {', '.join(f'{len(views[name])} of {name}' for name in names)}: wanted as many each")
+    if not len(views["nodes"]) or len(views["mark_offset"]) != len(views["nodes"]) + 1:
+        raise ValueError(f"arrays has {len(views['nodes'])} nodes and {len(views['mark_offset'])} offsets: wanted one more")
+    for name in ("except", "mark", "seq", "name"):
+        offsets, num = views[f"{name}_offset"], len(views[f"{name}_token"])
+        if len(offsets) and (offsets[0] or (np.diff(offsets) < 0).any() or offsets[len(offsets) - 1] > num):
+            raise ValueError(f"arrays['{name}_offset'] has to rise from 0 to at most {num}, the tokens of '{name}_token'")
+    return views
+
+
+cdef object unpicklable(object one, str instead):
+    """The error for an object that would be nothing without the memory of this process."""
+    return TypeError(f"a {type(one).__name__} cannot be pickled: {instead}")
 
 
 @cython.final
 cdef class Tables:
     """A compiled format as C sees it; `arrays` and `scalars` are what it was made from.
 
-    `turns` are those of its boundaries, `shown` those of the texts that say that thinking is on.
+    `turns` are those of its boundaries, `shown` those of the texts that say that thinking is on. Immutable, and whole from the
+    beginning: C holds addresses in its arrays.
     """
 
-    def __init__(self, dict arrays not None, dict scalars not None, Tables turns=None, Tables shown=None):
-        self.arrays, self.scalars, self.turns, self.shown = arrays, scalars, turns, shown
+    def __cinit__(self, object arrays not None, object scalars not None, Tables turns=None, Tables shown=None):
+        self.arrays, self.scalars = MappingProxyType(frozen(arrays)), MappingProxyType(dict(scalars))
+        self.turns, self.shown = turns, shown
+        arrays = self.arrays
         cdef c.tg_program *p = &self.program
         memset(p, 0, sizeof(c.tg_program))
         p.vocab_size = len(arrays["step"])
@@ -235,6 +318,15 @@ cdef class Tables:
         if shown is not None:
             p.shown = &shown.program
         self.point({name: words_of(arrays[name]).__array_interface__["data"][0] for name in ARRAYS})
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):
+        raise unpicklable(self, "pickle its ThinkProgram, which makes it anew")
 
     cdef int point(self, dict at) except -1:
         """Set the pointers of `program` to addresses, by the arrays' names."""
@@ -293,11 +385,11 @@ cdef class Tables:
         parts.append(np.zeros(self.placed_size - sum(map(len, parts)), np.int32))
         return (<char *> &copy.program)[:sizeof(c.tg_program)], np.concatenate(parts)
 
-    def step(self, int32_t node, int32_t token):
-        """(next node, event index) of a token seen from a node."""
+    def step(self, int32_t node, token):
+        """(next node, event index) of a token seen from a node; what is no token id leads nowhere."""
         if not 0 <= node < self.program.num_nodes:
             raise IndexError(f"node {node} is not among the automaton's {self.program.num_nodes}")
-        cdef uint32_t step = c.tg_step(&self.program, node, token)
+        cdef uint32_t step = c.tg_step(&self.program, node, <int32_t> id_of("token", token))
         return step & 0xFFFF, step >> 16
 
     def kinds_on_the_way(self, const int32_t[::1] tokens not None):
@@ -326,23 +418,39 @@ cdef class Tables:
 cdef class BoundPolicy:
     """A policy with its messages spelled for one program and its EOS set resolved."""
 
-    def __cinit__(self, Tables tables not None, object source, dict fields not None, list sequences not None,
+    def __cinit__(self, Tables tables not None, object source, object fields not None, list sequences not None,
                   tuple eos_token_ids not None):
         """`fields` are those of tg_policy by name, the sequences (open, close, off, extend, bare) and the EOS set aside."""
         if len(eos_token_ids) > c.TG_MAX_EOS:
             raise InputError(f"eos_token_ids={eos_token_ids!r}: at most {c.TG_MAX_EOS} ids can end a sequence")
-        self.tables, self.source, self.fields = tables, source, fields
-        self.tokens = np.array([token for sequence in sequences for token in sequence], np.int32)
+        if len(sequences) != c.TG_SEQ_PROGRAM - 1 - c.TG_SEQ_NONE:
+            raise ValueError(f"{len(sequences)} sequences: wanted five, of the tokens that open, close, skip, extend and close without a message")
+        fields = dict(fields)
+        if not 0 <= fields.get("loop_tokens", 0) <= 4 * c.TG_LOOP_PERIODS:
+            raise ValueError(f"loop_tokens={fields['loop_tokens']}: must lie between 0 and {4 * c.TG_LOOP_PERIODS}")
+        eos = int32_of("eos_token_ids", eos_token_ids).tolist()
+        tokens = int32_of("sequences", [token for sequence in sequences for token in sequence])
         cdef Py_ssize_t head = sizeof(c.tg_policy) // sizeof(int32_t)
-        self.block = np.zeros(head + len(self.tokens), np.int32)
-        self.block[head:] = self.tokens
-        cdef int32_t[::1] block = self.block
+        memory = np.zeros(head + len(tokens), np.int32)
+        memory[head:] = tokens
+        cdef int32_t[::1] block = memory
         self.policy = <c.tg_policy *> &block[0]
         offsets = np.cumsum([0, 0, *map(len, sequences)])
         self.policy[0] = dict(
-            fields, num_eos=len(eos_token_ids), eos=[*eos_token_ids, *[-1] * (c.TG_MAX_EOS - len(eos_token_ids))],
-            seq_offset=offsets.tolist(), tokens=head,
+            fields, num_eos=len(eos), eos=[*eos, *[-1] * (c.TG_MAX_EOS - len(eos))], seq_offset=offsets.tolist(), tokens=head,
         )
+        memory.flags.writeable = False
+        self.block, self.tokens = memory[:], memory[head:]  # views, so that nobody can give the memory another size
+        self.tables, self.source, self.fields = tables, source, MappingProxyType(fields)
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):
+        raise unpicklable(self, "pickle its ThinkProgram and ThinkPolicy, and bind them again")
 
     @property
     def eos_token_ids(self):
@@ -375,6 +483,9 @@ cdef class Action:
     def __init__(self):
         raise TypeError("actions are made by ThinkState.decide()")
 
+    def __reduce__(self):
+        raise unpicklable(self, "keep what as_dict() returns")
+
     @property
     def kind(self):
         return self.action.kind
@@ -388,9 +499,14 @@ cdef class Action:
     def bias(self):
         return self.action.bias
 
-    def allows(self, int32_t token):
-        """Whether the action lets a token be sampled."""
-        return bool(c.tg_allows(&self.policy.tables.program, self.policy.policy, &self.action, token))
+    def allows(self, token):
+        """Whether the action lets a token be sampled. InputError for what is no token id."""
+        cdef int64_t known = id_of("token", token)
+        if known < 0:
+            raise no_id("token", index_of("token", token))
+        if self.policy is None:  # made by __new__ alone
+            raise TypeError("actions are made by ThinkState.decide()")
+        return bool(c.tg_allows(&self.policy.tables.program, self.policy.policy, &self.action, <int32_t> known))
 
     def allows_in_place(self, int32_t token):
         """Whether it lets a token be sampled where nothing can be that was to be forced or allowed."""
@@ -423,8 +539,19 @@ cdef class ThinkState:
     def __dealloc__(self):
         PyMem_Free(self.loop)
 
+    def __copy__(self):
+        return self.copy()
+
+    def __deepcopy__(self, memo):
+        return self.copy()
+
+    def __reduce__(self):
+        raise unpicklable(self, "keep the token ids, of which it is a function; copy() forks it")
+
     def start(self, const int32_t[::1] turn_ids not None, bint raw, int32_t limit):
-        """Walk the assistant's own part of the prompt."""
+        """Walk the assistant's own part of the prompt; `limit` is the most tokens of output, NO_LIMIT where it is not known."""
+        if limit < c.TG_NO_LIMIT:
+            raise InputError(f"limit={limit}: must be how many tokens the output may have, {c.TG_NO_LIMIT} if unknown")
         cdef c.tg_ids ids = ids_of(turn_ids)
         with nogil:
             c.tg_start(&self.policy.tables.program, self.policy.policy, &ids, turn_ids.shape[0], raw, limit, &self.state,
@@ -440,19 +567,20 @@ cdef class ThinkState:
         with nogil:
             c.tg_open(&self.policy.tables.program, self.policy.policy, &ids, prompt_ids.shape[0], &self.state)
 
-    def advance(self, int32_t token):
-        """Account for one sampled token."""
-        c.tg_advance(&self.policy.tables.program, self.policy.policy, &self.state, self.loop, token)
+    def advance(self, token):
+        """Account for one sampled token. A number that is no token id makes the state inert: nothing is enforced any more."""
+        c.tg_advance(&self.policy.tables.program, self.policy.policy, &self.state, self.loop,
+                     <int32_t> id_of("token_id", token))
 
-    def advance_all(self, const int64_t[:] token_ids not None):
-        """Account for several sampled tokens; ids beyond int32 make the state inert."""
-        if not token_ids.shape[0]:
-            return
+    def advance_all(self, token_ids):
+        """Account for several sampled tokens, one after the other."""
+        cdef Py_buffer row
         cdef c.tg_ids ids
-        ids.data, ids.bytes = &token_ids[0], sizeof(int64_t)
-        ids.stride = token_ids.strides[0] // ids.bytes
+        open_row("token_ids", token_ids, &row)
+        ids.data, ids.bytes, ids.stride = row.buf, sizeof(int64_t), row.strides[0] // <Py_ssize_t> sizeof(int64_t)
         with nogil:
-            c.tg_scan(&self.policy.tables.program, self.policy.policy, &self.state, self.loop, &ids, token_ids.shape[0])
+            c.tg_scan(&self.policy.tables.program, self.policy.policy, &self.state, self.loop, &ids, row.shape[0])
+        PyBuffer_Release(&row)
 
     def decide(self):
         """Say what the next step needs."""
@@ -558,12 +686,13 @@ cdef enum:
     DL_BFLOAT = 4
 
 cdef object exchange_type = None  # whose tensors `exchange` describes; no subclass of it
+cdef object exchange_is_neg = None  # its method of that name: what the interface does not say of a tensor
 cdef Describe exchange = NULL
 
 
 cdef bint exchanged(object logits, DLTensor *out) except -1:
     """Describe a tensor by its library's exchange interface; whether that can be done."""
-    global exchange_type, exchange
+    global exchange_type, exchange_is_neg, exchange
     cdef ExchangeApi *api
     kind = type(logits)
     if kind is not exchange_type:
@@ -573,25 +702,43 @@ cdef bint exchanged(object logits, DLTensor *out) except -1:
         api = <ExchangeApi *> PyCapsule_GetPointer(capsule, "dlpack_exchange_api")
         if api.major != 1 or api.describe is NULL:
             return False
-        exchange_type, exchange = kind, api.describe
+        exchange_type, exchange_is_neg, exchange = kind, getattr(kind, "is_neg", lambda tensor: False), api.describe
     if exchange(<void *> logits, out):
         PyErr_Clear()  # a tensor with a gradient, for one: its attributes tell the same
         return False
     return True
 
 
-cdef int raise_for_sharing(const Logits *found, Py_ssize_t num_states) except -1:
-    if (num_states > 1 and not found.row_stride) or (num_states and found.width > 1 and not found.stride):
-        raise InputError("logits share memory (an expanded view), so rows and tokens cannot differ: pass a copy")
-    return 0
-
-
 cdef int raise_for_shape(object logits, Py_ssize_t num_states) except -1:
     raise InputError(f"logits have shape {list(logits.shape)} for {num_states} states: wanted [{num_states}, vocab_size]")
 
 
-cdef Logits described_logits(object logits, Py_ssize_t num_states) except *:
-    """Where logits lie in memory; InputError for what cannot be edited there."""
+cdef int raise_for_layout(const Logits *found, Py_ssize_t num_states, bint is_neg) except -1:
+    """InputError for memory whose values are not those of the logits, or that holds one of them in two places."""
+    cdef int64_t across = abs(found.row_stride), along = abs(found.stride)
+    cdef int64_t reach = along * (found.width - 1) if along < across else across * (num_states - 1)  # of the denser ones
+    cdef int item_bytes = 4 if found.dtype == c.TG_FLOAT32 else 2
+    if not num_states or not found.width:
+        return 0
+    if is_neg:
+        raise InputError("logits have the negative bit set, so that what is written reads with its sign changed: pass "
+                         "logits.resolve_neg()")
+    if not found.address:
+        raise InputError("logits have no memory of their own (a tensor of zeros that are not stored?): pass a copy")
+    if found.address % item_bytes:
+        raise InputError("logits lie askew in memory (a field of a structured array?): pass a copy")
+    if (num_states > 1 and not across) or (found.width > 1 and not along) or (
+        num_states > 1 and found.width > 1 and max(across, along) <= reach
+    ):
+        raise InputError("logits share memory (an expanded view), so rows and tokens cannot differ: pass a copy")
+    return 0
+
+
+cdef Logits described_logits(object logits, Py_ssize_t num_states, bint is_known) except *:
+    """Where logits lie in memory; InputError for what cannot be edited there. All logits on the host come through here.
+
+    `is_known`: logits of the same origin were seen to read as they are stored. To ask torch that costs as much as a row.
+    """
     cdef Logits found
     cdef DLTensor tensor
     if exchanged(logits, &tensor) and tensor.device_type == DL_CPU and tensor.type_lanes == 1 and (
@@ -604,7 +751,7 @@ cdef Logits described_logits(object logits, Py_ssize_t num_states) except *:
         found.address, found.width = <intptr_t> tensor.data + <intptr_t> tensor.byte_offset, tensor.shape[1]
         found.row_stride = tensor.shape[1] if tensor.strides is NULL else tensor.strides[0]
         found.stride = 1 if tensor.strides is NULL else tensor.strides[1]
-        raise_for_sharing(&found, num_states)
+        raise_for_layout(&found, num_states, False if is_known else exchange_is_neg(logits))
         return found
     dtype, data_ptr = getattr(logits, "dtype", None), getattr(logits, "data_ptr", None)
     if dtype is None:
@@ -615,19 +762,34 @@ cdef Logits described_logits(object logits, Py_ssize_t num_states) except *:
     shape = logits.shape  # torch has its own kind of tuple
     if len(shape) != 2 or <Py_ssize_t> shape[0] != num_states:
         raise_for_shape(logits, num_states)
+    found.width = shape[1]
     if data_ptr is not None:
-        found.address, strides = data_ptr(), logits.stride()
-    else:
-        interface = logits.__array_interface__
-        found.address, strides = interface["data"][0], logits.strides
-        if interface["data"][1]:
-            raise InputError("logits are read-only, but have to be edited in place: pass a writable array")
-        if any(offset % logits.itemsize for offset in (found.address, *strides)):
-            raise InputError("logits lie askew in memory (a field of a structured array?): pass a copy")
-        strides = tuple(stride // logits.itemsize for stride in strides)
-    found.row_stride, found.stride, found.width = strides[0], strides[1], shape[1]
-    raise_for_sharing(&found, num_states)
+        try:
+            found.address, strides = data_ptr(), logits.stride()
+        except RuntimeError as error:  # torch's own, of a sparse tensor and of others that are no array of numbers
+            raise InputError(f"logits are a tensor without strided memory ({error}): pass logits.to_dense()") from None
+        is_neg = getattr(logits, "is_neg", None)
+        found.row_stride, found.stride = strides[0], strides[1]
+        raise_for_layout(&found, num_states, is_neg is not None and is_neg())
+        return found
+    interface = getattr(logits, "__array_interface__", None)
+    if interface is None:
+        raise InputError(f"logits are {type(logits).__name__}: wanted a numpy array or a torch tensor")
+    if interface["data"][1]:
+        raise InputError("logits are read-only, but have to be edited in place: pass a writable array")
+    found.address, strides = interface["data"][0], logits.strides
+    if any(stride % logits.itemsize for stride in strides):
+        raise InputError("logits lie askew in memory (a field of a structured array?): pass a copy")
+    found.row_stride, found.stride = strides[0] // logits.itemsize, strides[1] // logits.itemsize
+    raise_for_layout(&found, num_states, False)
     return found
+
+
+cdef ThinkState checked_state(str name, object state):
+    """A state as itself; InputError for anything else."""
+    if type(state) is not ThinkState:
+        raise InputError(f"{name} is a {type(state).__name__}, wanted what ThinkProgram.start returns")
+    return state
 
 
 cdef Member member_of(ThinkState state) noexcept:
@@ -666,26 +828,25 @@ cdef class StateBatch:
     cdef Member *members
     cdef int64_t *last
     cdef bint has_last
+    cdef bint has_edited
     cdef Py_ssize_t num_states
 
-    def __cinit__(self):
+    def __cinit__(self, list states not None):
         self.members = NULL
         self.last = NULL
-
-    def __init__(self, list states not None):
-        self.states, self.num_states = tuple(states), len(states)
-        self.members = <Member *> PyMem_Malloc(max(self.num_states, 1) * sizeof(Member))
-        self.last = <int64_t *> PyMem_Malloc(max(self.num_states, 1) * sizeof(int64_t))
         self.has_last = False
+        self.states = tuple(states)
+        cdef Py_ssize_t i, num = len(self.states)
+        self.members = <Member *> PyMem_Malloc(max(num, 1) * sizeof(Member))
+        self.last = <int64_t *> PyMem_Malloc(max(num, 1) * sizeof(int64_t))
         if self.members is NULL or self.last is NULL:
-            raise MemoryError(f"no memory for a batch of {self.num_states} states")
-        cdef Py_ssize_t i
-        cdef ThinkState one
+            raise MemoryError(f"no memory for a batch of {num} states")
         for i, state in enumerate(self.states):
-            if not isinstance(state, ThinkState):
-                raise InputError(f"states[{i}] is a {type(state).__name__}, wanted what ThinkProgram.start returns")
-            one = state
-            self.members[i] = member_of(one)
+            self.members[i] = member_of(checked_state(f"states[{i}]", state))
+        self.num_states = num
+
+    def __reduce__(self):
+        raise unpicklable(self, "make one of the states' copies")
 
     def __dealloc__(self):
         PyMem_Free(self.members)
@@ -694,16 +855,22 @@ cdef class StateBatch:
     def __len__(self):
         return self.num_states
 
-    def advance(self, const int64_t[:] token_ids not None):
-        """Account for one sampled token of each sequence. token_ids: [num_states]"""
+    def advance(self, token_ids):
+        """Account for one sampled token of each sequence. token_ids: [num_states], quickest as an array of int64"""
         cdef Py_ssize_t i
-        if token_ids.shape[0] != self.num_states:
-            raise InputError(f"token_ids has {token_ids.shape[0]} entries for {self.num_states} states")
+        cdef Py_buffer row
+        open_row("token_ids", token_ids, &row)
+        cdef Py_ssize_t num = row.shape[0], stride = row.strides[0]
+        cdef const char *ids = <const char *> row.buf
+        if num != self.num_states:
+            PyBuffer_Release(&row)
+            raise InputError(f"token_ids has {num} entries for {self.num_states} states: pass one id for each")
         cdef Member *members = self.members
         with nogil:
             for i in range(self.num_states):
                 prefetch_state(&members[min(i + AHEAD, self.num_states - 1)])
-                advance_one(&members[i], token_ids[i])
+                advance_one(&members[i], (<const int64_t *> (ids + i * stride))[0])
+        PyBuffer_Release(&row)
 
     def apply(self, intptr_t address, int dtype, int64_t row_stride, int64_t stride, int32_t width):
         """Decide and edit row i of the logits for state i, in place; strides in elements. Returns how many rows were left alone."""
@@ -727,15 +894,19 @@ cdef class StateBatch:
         return left
 
     def edit(self, logits):
-        """`apply` for a numpy array or a torch tensor on the CPU, [num_states, width]; InputError for what cannot be edited."""
-        cdef Logits described = described_logits(logits, self.num_states)
+        """`apply` for a numpy array or a torch tensor on the CPU, [num_states, width]; InputError for what cannot be edited.
+
+        A tensor's negative bit is looked for in a batch's first logits: the later ones come out of the same hands.
+        """
+        cdef Logits described = described_logits(logits, self.num_states, self.has_edited)
+        self.has_edited = True
         return self.apply(described.address, described.dtype, described.row_stride, described.stride, described.width)
 
     def note_last(self, intptr_t ids, int64_t row_stride, int64_t stride, int64_t length):
         """Remember each sequence's last token, for `follow`."""
         cdef Py_ssize_t i
-        self.has_last = length > 0
-        for i in range(self.num_states if length else 0):
+        self.has_last = length > 0 and not ids % <intptr_t> sizeof(int64_t)
+        for i in range(self.num_states if self.has_last else 0):
             self.last[i] = (<const int64_t *> ids)[i * row_stride + (length - 1) * stride]
 
     def follow(self, intptr_t ids, int64_t row_stride, int64_t stride, int64_t num_rows, int64_t length):
@@ -746,7 +917,7 @@ cdef class StateBatch:
         cdef Py_ssize_t i
         cdef const int64_t *before = <const int64_t *> ids + (length - 2) * stride
         cdef const int64_t *newest = before + stride
-        if length < 2 or not self.has_last or num_rows != self.num_states:
+        if length < 2 or not self.has_last or num_rows != self.num_states or ids % <intptr_t> sizeof(int64_t):
             return False
         for i in range(self.num_states):
             if before[i * row_stride] != self.last[i]:

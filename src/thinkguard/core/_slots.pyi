@@ -11,7 +11,8 @@ ACTION_FIELDS: Final[int]
 
 @final
 class Slots:
-    policies: list[BoundPolicy | None]
+    @property
+    def policies(self) -> list[BoundPolicy | None]: ...
     num_guarded: int
     num_waiting: int
     def __init__(self) -> None: ...

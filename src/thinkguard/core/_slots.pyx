@@ -7,6 +7,8 @@ from libc.string cimport memcpy
 
 from thinkguard.core cimport _c as c
 from thinkguard.core._core cimport BoundPolicy, Member, ThinkState, advance_one, decide_one, edit_one, member_of
+from thinkguard.core.ids import index_of
+from thinkguard.errors import InputError
 
 ACTION_FIELDS = 2 + sizeof(c.tg_action) // sizeof(int32_t)
 
@@ -39,7 +41,10 @@ cdef inline int64_t token_at(list output, Py_ssize_t i) except? -3:
     cdef int overflow = 0
     item = output[i]
     if not PyLong_Check(item):
-        return IMPOSSIBLE
+        try:
+            item = index_of("output", item)  # another library's whole number
+        except InputError:
+            return IMPOSSIBLE
     cdef int64_t token = PyLong_AsLongLongAndOverflow(item, &overflow)
     return IMPOSSIBLE if overflow else token
 
@@ -69,10 +74,10 @@ cdef class Slots:
     `policies` holds every distinct policy in use once; None stands where one is gone, until another takes its place.
     """
 
-    cdef readonly list policies
     cdef readonly Py_ssize_t num_guarded  # requests
     cdef readonly Py_ssize_t num_waiting  # of them, those that the last step left alone since a token is not known yet
     cdef list slots  # _Slot or None
+    cdef list held  # the policies
     cdef list holders  # how many requests each policy has
     cdef Edit *edits  # [len(slots)]
     cdef Py_ssize_t num_edits  # of the last step
@@ -80,10 +85,17 @@ cdef class Slots:
 
     def __cinit__(self):
         self.edits = NULL
-        self.slots, self.policies, self.holders = [], [], []
+        self.slots, self.held, self.holders = [], [], []
 
     def __dealloc__(self):
         PyMem_Free(self.edits)
+
+    def __reduce__(self):
+        raise TypeError("Slots cannot be pickled: the lists in them are the host's own")
+
+    @property
+    def policies(self):
+        return list(self.held)
 
     def put(self, Py_ssize_t index, ThinkState state not None, list output not None):
         """Guard the request at a batch index, in place of any that was there; `state` stands behind its prompt."""
@@ -104,7 +116,7 @@ cdef class Slots:
         self.num_guarded -= 1
         self.holders[slot.policy] -= 1
         if not self.holders[slot.policy]:
-            self.policies[slot.policy] = None
+            self.held[slot.policy] = None
 
     def move(self, Py_ssize_t source, Py_ssize_t target, bint swap):
         """Move the request at `source`, guarded or not, to `target`; what was there is gone, or comes to `source`."""
@@ -178,8 +190,8 @@ cdef class Slots:
         return left
 
     cdef _Slot at(self, Py_ssize_t index):
-        if index < 0:
-            raise IndexError(f"index {index} in a batch: must not be negative")
+        if not 0 <= index <= 0x7FFFFFFF:
+            raise IndexError(f"index {index} in a batch: must not be negative, nor beyond int32")
         return self.slots[index] if index < len(self.slots) else None
 
     cdef int set_at(self, Py_ssize_t index, _Slot slot) except -1:
@@ -191,22 +203,22 @@ cdef class Slots:
             edits = PyMem_Realloc(self.edits, (index + 1) * sizeof(Edit))
             if edits is NULL:
                 raise MemoryError(f"no memory for a batch of {index + 1} requests")
-            self.edits = <Edit *> edits
+            self.edits = <Edit *> edits  # at least as many as there are slots, if the next line fails too
             self.slots.extend([None] * (index + 1 - len(self.slots)))
         self.slots[index] = slot
         return 0
 
     cdef int32_t hold(self, BoundPolicy policy) except -1:
         """The policy's index in `policies`; a policy that is not there yet takes a place that is free."""
-        cdef Py_ssize_t i, free = len(self.policies)
-        for i in range(len(self.policies)):
-            if self.policies[i] is policy:
+        cdef Py_ssize_t i, free = len(self.held)
+        for i in range(len(self.held)):
+            if self.held[i] is policy:
                 self.holders[i] += 1
                 return <int32_t> i
-            if self.policies[i] is None and free == len(self.policies):
+            if self.held[i] is None and free == len(self.held):
                 free = i
-        if free == len(self.policies):
-            self.policies.append(None)
+        if free == len(self.held):
+            self.held.append(None)
             self.holders.append(0)
-        self.policies[free], self.holders[free] = policy, 1
+        self.held[free], self.holders[free] = policy, 1
         return <int32_t> free

@@ -14,12 +14,13 @@ import numpy.typing as npt
 
 from thinkguard.core._core import Action, BoundPolicy, StateBatch, Tables, ThinkState, int32_of
 from thinkguard.core.compile import Compiled, compile_format, signed
+from thinkguard.core.ids import MOST_ID, count_of, eos_ids_of, no_id, row_of
 from thinkguard.core.names import NO_LIMIT, CloseAt, MarkersInAnswer, OnEos, Opening, Phase, Seq, StateFlag
 from thinkguard.core.trace import ThinkTrace, explain
 from thinkguard.errors import FormatError, InputError, PolicyError
 from thinkguard.formats import ThinkFormat
 from thinkguard.formats.resolve import resolve_format
-from thinkguard.policy import POLICY_FIELDS, ThinkPolicy
+from thinkguard.policy import POLICY_FIELDS, ThinkPolicy, shown
 from thinkguard.vocabulary import TokenFlag, Vocabulary
 
 _MAX_BOUND = 256  # policies kept bound to a program
@@ -27,6 +28,7 @@ _MAX_BOUND = 256  # policies kept bound to a program
 
 _CHOICES = {"close_at": CloseAt, "on_eos": OnEos, "opening": Opening, "markers_in_answer": MarkersInAnswer}
 _FIRST_WINDOW = 256  # tokens of a prompt that are looked at first
+_WIDTH = "the width of the logits, or None"
 _SPELLED = ("close_message", "extend_message")  # fields that reach C as sequences of tokens
 
 
@@ -48,8 +50,8 @@ class ThinkProgram:
     def __init__(self, format: ThinkFormat | str | None, tokenizer: object, vocab_size: int | None = None) -> None:
         self.vocabulary = Vocabulary.from_tokenizer(tokenizer)
         self.format = resolve_format(format, self.vocabulary)
-        if vocab_size is not None and vocab_size <= 0:
-            raise InputError(f"vocab_size={vocab_size}: must be the width of the logits, or None")
+        if vocab_size is not None and not count_of("vocab_size", vocab_size, _WIDTH):
+            raise InputError(f"vocab_size={vocab_size}: must be {_WIDTH}")
         self._finish(compile_format(self.format, self.vocabulary))
 
     def _finish(self, compiled: Compiled) -> None:
@@ -91,7 +93,9 @@ class ThinkProgram:
         takes over there. FormatError if an EOS is an end marker, or for `bare_close` where the end marker is no single
         token; PolicyError for a message that could complete a marker.
         """
-        eos = self.eos_token_ids if eos_token_ids is None else tuple(dict.fromkeys(int(t) for t in eos_token_ids))
+        if not isinstance(policy, ThinkPolicy):
+            raise InputError(f"policy={shown(policy)}: wanted a ThinkPolicy; ThinkPolicy.from_mapping makes one of a dict")
+        eos = self.eos_token_ids if eos_token_ids is None else eos_ids_of(eos_token_ids)
         key = (policy, eos, bare_close)
         with self._lock:
             if key in self._bound:
@@ -106,8 +110,6 @@ class ThinkProgram:
 
     def _bind(self, policy: ThinkPolicy, eos: tuple[int, ...], bare_close: bool) -> BoundPolicy:
         for token_id in eos:
-            if not 0 <= token_id < 2**31:
-                raise InputError(f"eos_token_ids={list(eos)}: {token_id} is no token id")
             if token_id in self._compiled.end_ids:
                 raise FormatError(
                     f"format {self.format.name!r}: the end marker {self.format.ends[0]!r} is token {token_id}, which is "
@@ -229,7 +231,8 @@ class ThinkProgram:
         thinking is on (`ThinkFormat.on_texts`), which is read from its beginning. InputError for ids there that are no token
         ids, and for a `max_tokens` that cannot hold opening, closing, answer and EOS.
         """
-        return self.start_bound(prompt_ids, self.bind(policy or ThinkPolicy(), eos_token_ids), max_tokens, turn_start)
+        bound = self.bind(ThinkPolicy() if policy is None else policy, eos_token_ids)
+        return self.start_bound(prompt_ids, bound, max_tokens, turn_start)
 
     def start_bound(
         self,
@@ -239,9 +242,12 @@ class ThinkProgram:
         turn_start: int | None = None,
     ) -> ThinkState:
         """`start` for a policy that is bound already."""
+        if not isinstance(bound, BoundPolicy) or bound.tables is not self.tables:
+            whose = "another program's" if isinstance(bound, BoundPolicy) else f"a {type(bound).__name__}"
+            raise InputError(f"bound is {whose}: wanted what this program's bind() returns")
+        if max_tokens is not None:
+            max_tokens = count_of("max_tokens", max_tokens, "how many tokens the output may have, None if unknown")
         begin, raw = self.turn(prompt_ids, turn_start)
-        if max_tokens is not None and max_tokens < 0:
-            raise InputError(f"max_tokens={max_tokens}: must be how many tokens the output may have, None if unknown")
         state = ThinkState(bound)
         limit = NO_LIMIT if max_tokens is None else min(max_tokens, 2**30)
         state.start(as_token_ids("prompt_ids", prompt_ids[begin:]), raw, limit)
@@ -265,13 +271,13 @@ class ThinkProgram:
         read = read or partial(as_token_ids, "prompt_ids")
         try:
             length = len(prompt_ids)
-        except TypeError:
-            read(prompt_ids)  # says what is wrong
-            raise
+            prompt_ids[length:]
+        except (TypeError, LookupError):  # no sequence: a set, a dict, a number
+            as_token_ids("prompt_ids", prompt_ids)  # says what is wrong
+            raise InputError(f"prompt_ids is a {type(prompt_ids).__name__}: wanted a list or an array of ids") from None
         if turn_start is not None:
-            if not 0 <= turn_start <= length:
-                raise InputError(f"turn_start={turn_start}: must be an index into the {length} prompt ids, or their number")
-            return turn_start, False
+            meaning = f"an index into the {length} prompt ids, or their number"
+            return count_of("turn_start", turn_start, meaning, length), False
         window = _FIRST_WINDOW
         while True:
             skipped = max(length - window, 0)
@@ -317,12 +323,15 @@ class ThinkProgram:
         return int(offsets[at + 1] - offsets[at]) - now["pos"]
 
     def advance(self, state: ThinkState, token_id: int) -> None:
-        """Account for one sampled token. An impossible id makes the state inert: nothing is enforced any more."""
-        state.advance(token_id if 0 <= token_id < 2**31 else -1)
+        """Account for one sampled token. An impossible id makes the state inert: nothing is enforced any more.
+
+        InputError for what is no whole number.
+        """
+        _checked(state).advance(token_id)
 
     def decide(self, state: ThinkState) -> Action:
         """Say what the sequence's next step needs."""
-        return state.decide()
+        return _checked(state).decide()
 
     def apply(self, states: Sequence[ThinkState] | StateBatch, logits: Any) -> int:
         """Edit logits in place so that each sequence can only go on as its policy allows; row i belongs to state i.
@@ -330,7 +339,12 @@ class ThinkProgram:
         logits: [num_states, width] of float32, float16 or bfloat16, a numpy array or a torch tensor on the CPU, of any
         strides. Returns how many rows were left as they were because another processor had banned all that is legal.
         """
-        batch = states if isinstance(states, StateBatch) else StateBatch(list(states))
+        if isinstance(states, StateBatch):
+            return states.edit(logits)
+        try:
+            batch = StateBatch(list(states))
+        except TypeError:  # no iterable
+            raise InputError(f"states is a {type(states).__name__}: wanted a list of states, one for each row") from None
         return batch.edit(logits)
 
     def explain(
@@ -348,18 +362,17 @@ class ThinkProgram:
         return explain(state, output_ids, self.vocabulary, self.format)
 
 
+def _checked(state: ThinkState) -> ThinkState:
+    if type(state) is not ThinkState:
+        raise InputError(f"state is a {type(state).__name__}, wanted what ThinkProgram.start returns")
+    return state
+
+
 def as_token_ids(name: str, ids: Any) -> npt.NDArray[np.int32]:
     """Return ids as a contiguous int32 array; InputError for anything that is not a row of token ids."""
-    if (known := int32_of(ids)) is not None:
+    if (known := int32_of(name, ids)) is not None:
         return known
-    array = np.asarray(ids.tolist() if hasattr(ids, "tolist") and not isinstance(ids, np.ndarray) else ids)
-    if array.size == 0:
-        return np.empty(0, np.int32)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise InputError(
-            f"{name} has shape {list(array.shape)} and type {array.dtype}: wanted one row of whole numbers"
-        )
-    if array.min() < 0 or array.max() >= 2**31:
-        wrong = int(array.min()) if array.min() < 0 else int(array.max())
-        raise InputError(f"{name} holds {wrong}, which is no token id: leave out padding marks such as -100")
-    return np.ascontiguousarray(array, np.int32)
+    array = row_of(name, ids)
+    if len(array) and (array.min() < 0 or array.max() > MOST_ID):
+        raise no_id(name, int(array.min() if array.min() < 0 else array.max()))
+    return np.require(array, np.int32, ["C", "A"])

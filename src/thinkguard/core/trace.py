@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from thinkguard.core._core import Action, ThinkState
+from thinkguard.core.ids import index_of
 from thinkguard.core.names import ActionKind, ClosedBy, Kind, Phase, StateFlag
 from thinkguard.errors import InputError
 from thinkguard.formats import ThinkFormat
@@ -138,12 +138,12 @@ def explain(state: ThinkState, output_ids: Sequence[int], vocabulary: Vocabulary
     )
 
 
-def _plain(ids: Sequence[int]) -> Iterator[int]:
-    for token_id in ids.tolist() if hasattr(ids, "tolist") else ids:
-        try:
-            yield operator.index(token_id)
-        except TypeError:
-            raise InputError(f"output_ids holds {token_id!r}: wanted one row of whole numbers") from None
+def _plain(ids: Iterable[int]) -> Iterator[int]:
+    known = ids.tolist() if hasattr(ids, "tolist") else ids
+    if not isinstance(known, Iterable) or isinstance(known, (str, bytes)):
+        raise InputError(f"output_ids is a {type(ids).__name__}: wanted one row of whole numbers")
+    for token_id in known:
+        yield token_id if type(token_id) is int else index_of("output_ids", token_id)
 
 
 def _note(segments: _Segments, before: dict[str, int], state: ThinkState, event: Any) -> None:

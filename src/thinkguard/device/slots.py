@@ -10,6 +10,7 @@ from thinkguard.core._core import BoundPolicy
 from thinkguard.core.names import STATE_FIELDS
 from thinkguard.device.steps import LOOP_SIZE, SLOT_SIZE, SlotsStep
 from thinkguard.device.tables import DTYPES, DeviceProgram, rows_of, sent, stream_of, widened
+from thinkguard.errors import InputError
 
 FOLDED, IS_GUARDED, GUARDS_RAW, STATE = 0, 2, 3, 4  # places in a tg_slot
 LIMIT, FLAGS = (STATE + STATE_FIELDS.index(name) for name in ("limit", "flags"))
@@ -34,6 +35,8 @@ class DeviceSlots:
 
         `limit`: tokens that its output may have, -1: unknown. Not `guards_raw`: a prompt that shows no chat is left alone.
         """
+        if not 0 <= slot < self.num_slots:  # a GPU finds out in an assertion, behind which it does nothing any more
+            raise InputError(f"slot={slot}: must be one of the {self.num_slots} slots, from 0 on")
         record = np.zeros(1 + SLOT_SIZE, np.int32)
         record[0] = slot
         record[1 + FOLDED], record[1 + LIMIT] = -1, limit

@@ -14,8 +14,17 @@ from thinkguard.core.names import Dtype
 from thinkguard.core.program import ThinkProgram
 from thinkguard.device.launch import Kernels
 from thinkguard.device.steps import Program
+from thinkguard.errors import InputError
 
-DTYPES: Final = {getattr(torch, dtype.name.lower()): int(dtype) for dtype in Dtype}
+
+class _Codes(dict[torch.dtype, int]):
+    """Types that the machine takes; asking for another one says so."""
+
+    def __missing__(self, dtype: torch.dtype) -> int:
+        raise InputError(f"logits are {dtype}: wanted {', '.join(map(str, self))}")
+
+
+DTYPES: Final = _Codes({getattr(torch, dtype.name.lower()): int(dtype) for dtype in Dtype})
 """torch's types of logits that the machine takes -> their codes."""
 
 

@@ -39,15 +39,18 @@ class AttachedProcessor(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """As ThinkLogitsProcessor's, with the prompt's length known; scores are edited in place."""
-        if runs_on_device(input_ids, scores):
-            return self._on_device(input_ids, scores)
-        batch, (num_rows, length) = self._batch, input_ids.shape
-        # A draft model may live elsewhere.
-        if batch is not None and length == self._length + 1 and _is_host_int64(input_ids):
-            row_stride, stride = input_ids.stride()
-            if batch.follow(input_ids.data_ptr(), row_stride, stride, num_rows, length):
-                self._length = length
-                return edit_scores(batch, scores.clone() if self._keeps_logits else scores)
+        try:
+            if runs_on_device(input_ids, scores):
+                return self._on_device(input_ids, scores)
+            batch, (num_rows, length) = self._batch, input_ids.shape
+            if batch is not None and length == self._length + 1 and _is_host_int64(input_ids):
+                row_stride, stride = input_ids.stride()
+                if batch.follow(input_ids.data_ptr(), row_stride, stride, num_rows, length):
+                    self._length = length
+                    return edit_scores(batch, scores.clone() if self._keeps_logits else scores)
+        except (AttributeError, IndexError, RuntimeError, ValueError):  # of what is no strided tensor [n, n]
+            check_arguments(input_ids, scores)  # says what is wrong with it
+            raise
         return self._by_history(input_ids, scores)
 
     def _on_device(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -83,4 +86,5 @@ without_signature_lookup(AttachedProcessor)
 
 
 def _is_host_int64(input_ids: torch.Tensor) -> bool:
+    """Whether the core can read them where they lie; a draft model may live elsewhere."""
     return input_ids.is_cpu and input_ids.dtype is torch.int64

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from thinkguard.core._core import BoundPolicy
+from thinkguard.core.ids import index_of
 from thinkguard.core.program import ThinkProgram
 from thinkguard.policy import ThinkPolicy
 
@@ -59,4 +60,5 @@ def _token_ids(eos: int | Iterable[int] | None) -> tuple[int, ...] | None:
         return None
     if isinstance(eos, torch.Tensor):
         eos = eos.flatten().tolist()
-    return tuple(int(token_id) for token_id in eos) if isinstance(eos, Iterable) else (int(eos),)
+    some = eos if isinstance(eos, Iterable) and not isinstance(eos, (str, bytes)) else (eos,)
+    return tuple(index_of("eos_token_id", token_id) for token_id in some)

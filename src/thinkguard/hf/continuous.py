@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 
 from thinkguard.core._core import StateBatch, ThinkState
@@ -131,7 +130,7 @@ def _classes() -> tuple[Any, Any]:
                 request = _Request(self.binding.program.start_bound(state.initial_tokens[:prompt], bound, limit), 0)
                 self.binding.note_prompt(np.array(state.initial_tokens[:prompt], np.int64))
                 self.requests[state.request_id] = request
-            request.think.advance_all(np.array(output[request.seen :], np.int64))
+            request.think.advance_all(output[request.seen :])
             request.seen = len(output)
             return request.think
 

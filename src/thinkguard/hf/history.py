@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thinkguard.core._core import BoundPolicy, ThinkState
-from thinkguard.core.program import ThinkProgram
-from thinkguard.errors import InputError
+from thinkguard.core.program import ThinkProgram, as_token_ids
 
 _REMEMBERED = 64  # sequences kept beside those of the last call, or twice as many as its rows
 Ids = npt.NDArray[np.int64]
@@ -73,16 +72,9 @@ class History:
         return self._walk(ids, len(ids) if self.prompt is None else min(self.prompt, len(ids)))
 
     def _walk(self, ids: Ids, prompt: int) -> Seen:
-        prompt_ids = _prompt_ids(ids[:prompt])
+        prompt_ids = as_token_ids("input_ids", ids[:prompt])
         state = self.program.start_bound(prompt_ids, self.bound, self.max_tokens)
         if self.note_prompt is not None:
             self.note_prompt(prompt_ids)
         state.advance_all(ids[prompt:])
         return Seen(ids, prompt, state)
-
-
-def _prompt_ids(ids: Ids) -> npt.NDArray[np.int32]:
-    if len(ids) and (ids.min() < 0 or ids.max() >= 2**31):
-        wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
-        raise InputError(f"input_ids holds {wrong}, which is no token id: pad with the tokenizer's pad token")
-    return ids.astype(np.int32)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from thinkguard.device.sequences import DeviceSequences
     from thinkguard.device.tables import DeviceProgram
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 FLOATS = tuple(getattr(torch, dtype.name.lower()) for dtype in Dtype)
 
 
@@ -63,12 +64,19 @@ class DeviceRows:
 
 def check_arguments(input_ids: torch.Tensor, scores: torch.Tensor) -> None:
     """InputError for ids or scores that are no batch of sequences and their logits."""
+    for name, tensor in (("input_ids", input_ids), ("scores", scores)):
+        if not isinstance(tensor, torch.Tensor):
+            raise InputError(f"{name} is a {type(tensor).__name__}: wanted a torch tensor")
+        if tensor.layout is not torch.strided:
+            raise InputError(f"{name} is a tensor of layout {tensor.layout}: pass {name}.to_dense()")
+        if tensor.is_neg():
+            raise InputError(f"{name} has the negative bit set: pass {name}.resolve_neg()")
     if input_ids.ndim == 1 and scores.ndim == 2:
         raise InputError(
             "input_ids has one dimension, as in continuous batching, where they are no histories: use "
             "`with guard.attach(model): model.generate_batch(...)`"
         )
-    if input_ids.ndim != 2 or input_ids.is_floating_point():
+    if input_ids.ndim != 2 or input_ids.dtype not in _INTEGERS:
         raise InputError(
             f"input_ids is {input_ids.dtype} of shape {list(input_ids.shape)}: wanted ids, [num_rows, length]"
         )
