@@ -285,6 +285,7 @@ class Model:
             return
         if token < 0:
             self.inert, self.forced, self.violation, self.seq, self.pos = True, False, False, [], 0
+            self.markup = self.paragraph = self.spoken = self.is_bare = False
             return
         self.length += 1
         if token in self.eos:

@@ -10,7 +10,7 @@ from thinkguard.core._core import Action, ThinkState
 from thinkguard.core.ids import index_of
 from thinkguard.core.names import ActionKind, ClosedBy, Kind, Phase, StateFlag
 from thinkguard.errors import InputError
-from thinkguard.formats import ThinkFormat
+from thinkguard.formats import ThinkFormat, look_alikes_in
 from thinkguard.vocabulary import Vocabulary
 
 _WHITE = " \t\n\r\f\v"
@@ -42,6 +42,8 @@ class ThinkTrace:
     finished: bool  # an EOS was seen
     phase: str  # where the output stands at its end
     forced: tuple[int, ...]  # indices into the output's tokens
+    skipped: tuple[int, ...]  # where optional text was due, a message or white space, and somebody else had banned it
+    look_alikes: tuple[str, ...]  # what reads like a marker and is none, each with a little of what follows it
     violations: tuple[Violation, ...]
 
     @property
@@ -98,6 +100,7 @@ def explain(state: ThinkState, output_ids: Sequence[int], vocabulary: Vocabulary
     segments = _Segments()
     segments.begin(_stretch_of(state.phase), 0, 0)
     forced: list[int] = []
+    skipped: list[int] = []
     violations: list[Violation] = []
     for position, token_id in enumerate(_plain(output_ids)):
         if state.phase == Phase.DONE:
@@ -109,7 +112,9 @@ def explain(state: ThinkState, output_ids: Sequence[int], vocabulary: Vocabulary
         if action.kind == ActionKind.FORCE and action.token == token_id:
             forced.append(position)
         what = _violation(vocabulary, before, action, state, token_id, event)
-        if what:
+        if _skips(before, action, state, token_id):
+            skipped.append(position)
+        elif what:
             violations.append(Violation(position, what))
         if state.flags & StateFlag.INERT:
             break
@@ -134,6 +139,8 @@ def explain(state: ThinkState, output_ids: Sequence[int], vocabulary: Vocabulary
         finished=state.phase == Phase.DONE,
         phase=_name(Phase(state.phase)),
         forced=tuple(forced),
+        skipped=tuple(skipped),
+        look_alikes=look_alikes_in(segments.text.decode("utf-8", "replace"), format),
         violations=tuple(violations),
     )
 
@@ -160,6 +167,15 @@ def _note(segments: _Segments, before: dict[str, int], state: ThinkState, event:
         segments.begin(now, len(segments.text), 0)
         return
     segments.begin(now, marker, marker if event["last"] == Kind.IMPLICIT else behind)
+
+
+def _skips(before: dict[str, int], action: Action, state: ThinkState, token_id: int) -> bool:
+    """Whether a token stands where another was due that is optional: of a message, or white space beside a marker."""
+    if action.kind != ActionKind.FORCE or action.allows(token_id) or not action.allows_in_place(token_id):
+        return False
+    if before["phase"] == Phase.CLOSING:
+        return bool(token_id == action.as_dict()["aim"])  # the end goes on without what stands before it
+    return before["phase"] in (Phase.THINKING, Phase.ANSWERING) and action.token not in state.policy.eos_token_ids
 
 
 def _violation(

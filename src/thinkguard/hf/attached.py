@@ -47,7 +47,7 @@ class AttachedProcessor(LogitsProcessor):  # type: ignore[misc]
                 row_stride, stride = input_ids.stride()
                 if batch.follow(input_ids.data_ptr(), row_stride, stride, num_rows, length):
                     self._length = length
-                    return edit_scores(batch, scores.clone() if self._keeps_logits else scores)
+                    return edit_scores(batch, scores.clone() if self._keeps_logits else scores, self._binding)
         except (AttributeError, IndexError, RuntimeError, ValueError):  # of what is no strided tensor [n, n]
             check_arguments(input_ids, scores)  # says what is wrong with it
             raise
@@ -72,7 +72,7 @@ class AttachedProcessor(LogitsProcessor):  # type: ignore[misc]
             row_stride, stride = input_ids.stride()
             batch.note_last(input_ids.data_ptr(), row_stride, stride, self._length)
             self._batch = batch
-        return edit_scores(batch, scores.clone() if self._keeps_logits else scores)
+        return edit_scores(batch, scores.clone() if self._keeps_logits else scores, self._binding)
 
 
 def without_signature_lookup(processor: Any) -> None:

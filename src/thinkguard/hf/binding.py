@@ -15,6 +15,11 @@ from thinkguard.core.ids import index_of
 from thinkguard.core.program import ThinkProgram
 from thinkguard.policy import ThinkPolicy
 
+BANNED: Final = (
+    "another logits processor had banned the token that was due, or all that may be sampled: what is optional is skipped, "
+    "and an end marker that stays banned is never written. Look at bad words, suppressed or allowed tokens, "
+    "no_repeat_ngram_size and grammars; a trace lists such places as `skipped` and `violations`"
+)
 _LOG: Final = logging.getLogger("thinkguard")
 
 
@@ -28,6 +33,7 @@ class Binding:
         self.last_eos = self.eos_token_ids  # of the last attached call, for `explain`
         self.device_tables: dict[Any, Any] = {}  # device -> DeviceProgram, for the steps that run on a GPU
         self.notes_prompts = True  # until one was said to show no chat
+        self.notes_banned = True  # until it was said that another processor bans what is due
 
     def for_call(self, generation_config: Any) -> BoundPolicy:
         """The policy with the EOS set of one `generate()` call: the host's ids and the format's, or `eos_token_id`."""
@@ -37,6 +43,11 @@ class Binding:
         self.last_eos = (*(t for t in host if t >= 0), *self.program.eos_token_ids)
         return self.program.bind(self.policy, self.last_eos)
 
+    def note_banned(self) -> None:
+        """Say once that what had to be sampled was banned by somebody else."""
+        if self.notes_banned:
+            self.notes_banned = False
+            _LOG.warning("thinkguard: %s", BANNED)
 
     def note_prompts(self, input_ids: torch.Tensor) -> None:
         """`note_prompt` for prompts on a device, which is waited for. input_ids: [num_rows, length]"""

@@ -115,7 +115,7 @@ def _classes() -> tuple[Any, Any]:
 
         def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
             """scores: [num_tokens, vocab_size], of which the first rows are the requests'."""
-            edit_scores(self.batch, scores[: len(self.batch)])
+            edit_scores(self.batch, scores[: len(self.batch)], self.binding)
             return scores
 
         def _think(self, state: Any) -> ThinkState:

@@ -80,7 +80,7 @@ class ThinkLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         if not hasattr(self._local, "history"):
             self._local.history = History(self.program, self.binding.bound, note_prompt=self.binding.note_prompt)
         batch = StateBatch(self._local.history.states(input_ids.cpu().numpy()))
-        return scores if batch.is_free() else edit_scores(batch, scores.clone())
+        return scores if batch.is_free() else edit_scores(batch, scores.clone(), self.binding)
 
     def explain(
         self, prompt_ids: Sequence[int], output_ids: Sequence[int], max_tokens: int | None = None

@@ -14,15 +14,17 @@ from thinkguard.errors import InputError
 if TYPE_CHECKING:
     from thinkguard.device.sequences import DeviceSequences
     from thinkguard.device.tables import DeviceProgram
+    from thinkguard.hf.binding import Binding
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 FLOATS = tuple(getattr(torch, dtype.name.lower()) for dtype in Dtype)
 
 
-def edit_scores(batch: StateBatch, scores: torch.Tensor) -> torch.Tensor:
+def edit_scores(batch: StateBatch, scores: torch.Tensor, binding: Binding) -> torch.Tensor:
     """Edit scores in place; those on another device through a copy on the CPU."""
     on_cpu = scores if scores.is_cpu else scores.cpu()
-    batch.edit(on_cpu)
+    if batch.edit(on_cpu):
+        binding.note_banned()
     return scores if on_cpu is scores else scores.copy_(on_cpu)
 
 
