@@ -35,8 +35,9 @@ static void decide_thinking(const tg_program* program, const tg_policy* policy, 
     action->moved = TG_IMPLICIT;
     action->token = node->plan;
     int in_call = node->finish && node->end_chars < 2;
-    if (policy->soft_thinking_tokens != TG_NO_LIMIT && state->thinking >= policy->soft_thinking_tokens && !in_call) /* 17 */
-      action->bias = policy->close_bias * (float)(state->thinking - policy->soft_thinking_tokens) /
+    if (policy->soft_thinking_tokens != TG_NO_LIMIT && thought(policy, state) >= policy->soft_thinking_tokens &&
+        !in_call) /* 17 */
+      action->bias = policy->close_bias * (float)(thought(policy, state) - policy->soft_thinking_tokens) /
                      (float)(policy->max_thinking_tokens - policy->soft_thinking_tokens);
   }
   if (!(state->flags & TG_STATE_SPOKEN)) action->forbidden |= TG_HALF_START;

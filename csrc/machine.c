@@ -187,7 +187,8 @@ static int follow_marker(const tg_program* program, const tg_policy* policy, tg_
       return 1;
     case TG_END:
       if (!thinking && !(was == TG_ANSWERING && state->body == TG_BODY_PREAMBLE)) state->flags |= TG_STATE_VIOLATION;
-      if (was == TG_THINKING || was == TG_BEFORE) state->closed_by = TG_BY_MODEL;
+      if (was == TG_THINKING || was == TG_BEFORE) /* the thinking-off text is forced */
+        state->closed_by = state->flags & TG_STATE_FORCED ? TG_BY_BUDGET : TG_BY_MODEL;
       if (program->is_channel)
         begin_header(state, TG_BODY_NONE);
       else

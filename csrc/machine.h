@@ -123,10 +123,15 @@ static inline int32_t room_of(const tg_state* state) {
   return state->limit > state->length ? state->limit - state->length : 0;
 }
 
+/* Tokens of thinking that count for the budget. */
+static inline int32_t thought(const tg_policy* policy, const tg_state* state) {
+  return policy->budget_per == TG_PER_BLOCK ? state->block : state->thinking;
+}
+
 /* Tokens of thinking that are left; INT32_MAX: any number. The limit of the output counts as a budget (8). */
 static inline int32_t thinking_left(const tg_program* program, const tg_policy* policy, const tg_state* state) {
   int32_t left = INT32_MAX;
-  if (policy->max_thinking_tokens != TG_NO_LIMIT) left = policy->max_thinking_tokens - state->thinking;
+  if (policy->max_thinking_tokens != TG_NO_LIMIT) left = policy->max_thinking_tokens - thought(policy, state);
   if (state->limit != TG_NO_LIMIT) {
     int32_t room = room_of(state) - close_room(program, policy);
     if (room < left) left = room;
@@ -169,7 +174,8 @@ static inline int32_t extension_length(const tg_policy* policy) {
 static inline int start_is_legal(const tg_program* program, const tg_policy* policy, const tg_state* state) {
   if (state->blocks >= policy->max_think_blocks || policy->opening == TG_OPEN_FORBID || !answer_may_restart(policy, state))
     return 0;
-  if (policy->max_thinking_tokens != TG_NO_LIMIT && state->thinking >= policy->max_thinking_tokens) return 0;
+  int32_t used = policy->budget_per == TG_PER_BLOCK ? 0 : state->thinking;
+  if (policy->max_thinking_tokens != TG_NO_LIMIT && used >= policy->max_thinking_tokens) return 0;
   return state->limit == TG_NO_LIMIT || thinking_left(program, policy, state) > program->header_tokens;
 }
 

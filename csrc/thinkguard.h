@@ -86,6 +86,7 @@ typedef enum {
 } tg_opening;
 typedef enum { TG_EOS_CLOSE = 0, TG_EOS_BAN = 1 } tg_on_eos;
 typedef enum { TG_AT_LINE = 0, TG_AT_SENTENCE = 1 } tg_close_at;
+typedef enum { TG_PER_TURN = 0, TG_PER_BLOCK = 1 } tg_budget_per;
 typedef enum { TG_MARKERS_BAN = 0, TG_MARKERS_ALLOW = 1 } tg_markers;
 typedef enum { TG_FLOAT32 = 0, TG_FLOAT16 = 1, TG_BFLOAT16 = 2 } tg_dtype;
 
@@ -188,6 +189,7 @@ typedef struct tg_program {
  * have the names that they have in ThinkPolicy (policy.py). */
 typedef struct {
   int32_t max_thinking_tokens;   /* >= 0, TG_NO_LIMIT: none */
+  int32_t budget_per;            /* tg_budget_per: what max_ and soft_thinking_tokens count */
   int32_t min_thinking_tokens;   /* >= 0, at most max_thinking_tokens */
   int32_t grace_tokens;          /* >= 0, at most max_thinking_tokens; 0 without one */
   int32_t close_at;              /* tg_close_at */

@@ -139,6 +139,7 @@ def policy(rng):
                 max_thinking_tokens=most,
                 min_thinking_tokens=least,
                 grace_tokens=rng.choice([0, 0, 2, 5]),
+                budget_per=rng.choice(["turn", "turn", "block"]),
                 close_at=rng.choice(["line", "sentence"]),
                 close_message=rng.choice(["", "", "stop.", " is it"]),
                 soft_thinking_tokens=soft[0],

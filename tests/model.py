@@ -380,7 +380,7 @@ class Model:
             if not thinking and not (was == "answering" and self.body == "preamble"):
                 self.violation = True
             if was in ("thinking", "before"):
-                self.closed_by = "model"
+                self.closed_by = "budget" if self.forced else "model"  # forced: the thinking-off text
             if self.is_channel:
                 self.begin_header("none")
             else:
@@ -467,8 +467,12 @@ class Model:
         answer = max(self.policy.reserve_answer_tokens, self.policy.min_answer_tokens)
         return self.longest_close + self.header_tokens + answer + 1
 
+    def thought(self):
+        """What counts for the budget."""
+        return self.block if self.policy.budget_per == "block" else self.thinking
+
     def thinking_left(self):
-        left = INF if self.policy.max_thinking_tokens is None else self.policy.max_thinking_tokens - self.thinking
+        left = INF if self.policy.max_thinking_tokens is None else self.policy.max_thinking_tokens - self.thought()
         return left if self.limit is None else min(left, self.limit - self.length - self.close_room())
 
     def answer_left(self):
@@ -534,7 +538,8 @@ class Model:
             return False
         if self.blocks >= policy.max_think_blocks or self.opening == "forbid":
             return False
-        if policy.max_thinking_tokens is not None and self.thinking >= policy.max_thinking_tokens:
+        used = 0 if policy.budget_per == "block" else self.thinking
+        if policy.max_thinking_tokens is not None and used >= policy.max_thinking_tokens:
             return False
         return self.limit is None or self.thinking_left() > self.header_tokens
 
@@ -644,8 +649,8 @@ class Model:
             eos = "move" if policy.on_eos == "close" else "ban"
             soft = policy.soft_thinking_tokens
             in_call = self.finish_of(self.text) and characters(self.half(self.text, "end")[0]) < 2
-            if soft is not None and self.thinking >= soft and not in_call:  # rule 17
-                bias = policy.close_bias * (self.thinking - soft) / (policy.max_thinking_tokens - soft)
+            if soft is not None and self.thought() >= soft and not in_call:  # rule 17
+                bias = policy.close_bias * (self.thought() - soft) / (policy.max_thinking_tokens - soft)
         if not self.spoken:
             forbidden.add("half start")
         left = self.thinking_left()

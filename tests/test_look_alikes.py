@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from thinkguard import ThinkFormat, ThinkPolicy, ThinkProgram, Vocabulary
-from thinkguard.formats import look_alikes_in
+from thinkguard.formats.look_alikes import look_alikes_in
 
 THINK, MISTRAL = ThinkFormat.from_name("think"), ThinkFormat.from_name("mistral_think_tokens")
 

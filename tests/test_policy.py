@@ -169,7 +169,7 @@ def test_an_unknown_field_names_the_nearest():
     ):
         ThinkPolicy.from_mapping({"max_thinking_token": 5})
     with pytest.raises(
-        PolicyError, match="unknown policy field 'zzz': the fields are max_thinking_tokens, min_thinking"
+        PolicyError, match="unknown policy field 'zzz': the fields are max_thinking_tokens, budget_per, min_thinking"
     ):
         ThinkPolicy.from_mapping({"zzz": 5})
     check_names({"format": 1}, also=("format",))

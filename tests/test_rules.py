@@ -851,6 +851,47 @@ def test_headers_that_cannot_be_allow_nothing_illegal():
     assert (left == before).all(), "nothing legal is finite: the row stays as it was"
 
 
+def test_rule_07_a_budget_per_block_begins_anew():
+    for per, left in (("turn", 2), ("block", 6)):
+        guard = thinking("a", "b", max_thinking_tokens=6, max_think_blocks=2, budget_per=per)
+        guard.say("</", "think", ">\n\n", "c", "<th", "ink>", "\n")
+        for _ in range(left):
+            assert guard.phase == "thinking"
+            guard.say("x")
+        assert guard.phase == "closing", per
+    spent = thinking("a", max_thinking_tokens=1, max_think_blocks=2, budget_per="block")
+    assert spent.forced() == "\n</think>\n\n"
+    assert spent.say("c", "<th").allows("ink>"), "another block has a budget of its own"
+
+
+def test_rule_10_thinking_that_is_off_was_not_closed_by_the_model():
+    guard = Guarded(prompt=["<assistant>"], opening="forbid")
+    assert "</think>" in guard.forced()
+    assert guard.count["closed_by"] == 2
+    output = guard.vocabulary.encode("<think>\n\n</think>\n\nHi.")
+    trace = guard.program.explain([guard.id("<assistant>")], output, guard.policy)
+    assert trace.closed_by == "budget"
+    assert trace.forced
+
+
+def test_rule_03_what_ends_a_sequence_is_asked_of_the_policy():
+    """A special token that begins a marker was never banned if the tokenizer calls it EOS, bound or not."""
+    for eos, allowed in ((["<eos>"], False), (["<eos>", "x</th"], True)):
+        guard = Guarded(
+            added=["x</th"], special=["<eos>", "x</th"], prompt=["<assistant>", "<th", "ink>", "a", "</", "think", ">\n\n"],
+            eos_token_ids=eos,
+        )  # fmt: skip
+        assert guard.say("b").allows("x</th") is allowed
+
+
+def test_markers_that_overlap_are_refused():
+    with pytest.raises(FormatError, match=r"ends as the token .* begins"):
+        Guarded(
+            ThinkFormat(name="bars", starts=("|think|",), ends=("|/think|",), open_text="|think|", close_text="|/think|"),
+            added=["|think|", "|/think|"],
+        )
+
+
 def test_rule_19_text_before_the_close_cannot_turn_it_into_a_start():
     """Thinking that ended in `a` was closed with `ba`: the text read `ab`, a start, again and again."""
     with pytest.raises(FormatError, match="does not read as the marker"):

@@ -12,6 +12,7 @@ from thinkguard.errors import PolicyError
 CHOICES: dict[str, tuple[str, ...]] = {
     "close_at": ("line", "sentence"),
     "on_eos": ("close", "ban"),
+    "budget_per": ("turn", "block"),
     "opening": ("force", "allow", "forbid", "auto"),
     "markers_in_answer": ("ban", "allow"),
 }
@@ -37,11 +38,12 @@ _LONGEST_SHOWN = 160
 class ThinkPolicy:
     """What one request asks for. Frozen; a field that contradicts another one raises PolicyError when it is made.
 
-    Limits are in tokens. Thinking is counted per turn, over all its blocks, what the prompt already holds included;
-    forced tokens are not counted.
+    Limits are in tokens. Thinking is counted per turn, over all its blocks, what the prompt already holds included, but for
+    the maximum and the bias under `budget_per="block"`; forced tokens are not counted.
     """
 
     max_thinking_tokens: int | None = None  # the model samples at most this many; the close sequence comes on top
+    budget_per: Literal["turn", "block"] = "turn"  # whether each block of interleaved thinking has its own maximum
     min_thinking_tokens: int = 0  # until then the end marker cannot be completed
     grace_tokens: int = 0  # within the last ones before the cap, close at the first boundary
     close_at: Literal["line", "sentence"] = "line"

@@ -171,6 +171,7 @@ static void make_policy(bytes* in, world* w) {
   p->min_thinking_tokens = p->max_thinking_tokens < 0 ? take(in, 6) : take(in, p->max_thinking_tokens + 1);
   p->grace_tokens = p->max_thinking_tokens < 0 ? 0 : take(in, p->max_thinking_tokens + 1);
   p->close_at = take(in, 2);
+  p->budget_per = take(in, 2);
   p->soft_thinking_tokens = p->max_thinking_tokens > p->min_thinking_tokens ? p->min_thinking_tokens : TG_NO_LIMIT;
   p->close_bias = p->soft_thinking_tokens < 0 ? 0.0f : (float)take(in, 100);
   p->max_extensions = p->min_thinking_tokens ? take(in, 3) : 0;

@@ -30,6 +30,9 @@ cdef extern from "thinkguard.h" nogil:
     ctypedef enum tg_close_at:
         TG_AT_LINE, TG_AT_SENTENCE
 
+    ctypedef enum tg_budget_per:
+        TG_PER_TURN, TG_PER_BLOCK
+
     ctypedef enum tg_markers:
         TG_MARKERS_BAN, TG_MARKERS_ALLOW
 
@@ -94,6 +97,7 @@ cdef extern from "thinkguard.h" nogil:
 
     ctypedef struct tg_policy:
         int32_t max_thinking_tokens
+        int32_t budget_per
         int32_t min_thinking_tokens
         int32_t grace_tokens
         int32_t close_at

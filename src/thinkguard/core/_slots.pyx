@@ -7,8 +7,6 @@ from libc.string cimport memcpy
 
 from thinkguard.core cimport _c as c
 from thinkguard.core._core cimport BoundPolicy, Member, ThinkState, advance_one, decide_one, edit_one, member_of
-from thinkguard.core.ids import index_of
-from thinkguard.errors import InputError
 
 ACTION_FIELDS = 2 + sizeof(c.tg_action) // sizeof(int32_t)
 
@@ -41,10 +39,7 @@ cdef inline int64_t token_at(list output, Py_ssize_t i) except? -3:
     cdef int overflow = 0
     item = output[i]
     if not PyLong_Check(item):
-        try:
-            item = index_of("output", item)  # another library's whole number
-        except InputError:
-            return IMPOSSIBLE
+        return IMPOSSIBLE
     cdef int64_t token = PyLong_AsLongLongAndOverflow(item, &overflow)
     return IMPOSSIBLE if overflow else token
 

@@ -99,7 +99,7 @@ def compile_format(format: ThinkFormat, vocabulary: Vocabulary) -> Compiled:
     default_eos = _eos(format, vocabulary)
     _flag_tokens(lifted, format, vocabulary, alphabet)
     _flag_markup(lifted, patterns, vocabulary)
-    _list_tokens(lifted, vocabulary, default_eos)
+    _list_tokens(lifted, vocabulary)
     lifted |= _name_walk(format.header_text.encode(), vocabulary)
     spelled = _Spelling(format, alphabet, patterns, lifted)
     lifted |= spelled.arrays()
@@ -121,7 +121,28 @@ def compile_format(format: ThinkFormat, vocabulary: Vocabulary) -> Compiled:
         eos_token_ids=default_eos,
     )
     spelled.verify(_core.Tables(lifted, scalars))
+    _refuse_overlaps(format, vocabulary, alphabet, patterns)
     return compiled
+
+
+def _refuse_overlaps(
+    format: ThinkFormat, vocabulary: Vocabulary, alphabet: _Alphabet, patterns: dict[Symbols, int]
+) -> None:
+    """Refuse a marker that plain text and the beginning of a marker's own token could spell together.
+
+    With `|think|` and `|/think|` as tokens, the text `|/think` and the token `|/think|` behind it read as one end and a half.
+    """
+    contents = {index: vocabulary.token_bytes(token_id) for token_id, index in alphabet.controls.items()}
+    for symbols in patterns:
+        marker = b"".join(contents[s - _CONTROL] if s >= _CONTROL else bytes([s]) for s in symbols)
+        for content in contents.values():
+            for length in range(1, min(len(marker), len(content))):
+                if marker.endswith(content[:length]):
+                    raise FormatError(
+                        f"format {format.name!r}: {marker.decode(errors='replace')!r} ends as the token "
+                        f"{content.decode(errors='replace')!r} begins, so that plain text in front of the token could spell "
+                        "the marker unseen; give the markers other brackets"
+                    )
 
 
 def signed(word: int) -> int:
@@ -239,12 +260,11 @@ def _newline(lifted: Arrays, vocabulary: Vocabulary) -> int:
     return token_ids[0] if is_plain else -1
 
 
-def _list_tokens(lifted: Arrays, vocabulary: Vocabulary, eos: tuple[int, ...]) -> None:
-    """The tokens that whole classes of bans are about."""
+def _list_tokens(lifted: Arrays, vocabulary: Vocabulary) -> None:
+    """The tokens that whole classes of bans are about; what is EOS for a policy is none of them there."""
     info, step = lifted["info"], lifted["step"]
     inert = (info & TokenInfo.INERT) != 0
     misleading = inert & ((info & TokenInfo.TEXT) != 0) & (step != 0)
-    misleading[list(eos)] = False
     never = misleading | ((vocabulary.flags & TokenFlag.DUPLICATE) != 0)
     missing, continuing = info >> 24 & 3, info >> 26 & 3
     lifted["never"] = _ids(never)

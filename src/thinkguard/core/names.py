@@ -133,6 +133,13 @@ class CloseAt(IntEnum):
     SENTENCE = _C["AT_SENTENCE"]
 
 
+class BudgetPer(IntEnum):
+    """`ThinkPolicy.budget_per`, in lower case."""
+
+    TURN = _C["PER_TURN"]
+    BLOCK = _C["PER_BLOCK"]
+
+
 class MarkersInAnswer(IntEnum):
     """`ThinkPolicy.markers_in_answer`, in lower case."""
 

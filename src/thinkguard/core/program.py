@@ -15,7 +15,7 @@ import numpy.typing as npt
 from thinkguard.core._core import Action, BoundPolicy, StateBatch, Tables, ThinkState, int32_of
 from thinkguard.core.compile import Compiled, compile_format, signed
 from thinkguard.core.ids import MOST_ID, count_of, eos_ids_of, no_id, row_of
-from thinkguard.core.names import NO_LIMIT, CloseAt, MarkersInAnswer, OnEos, Opening, Phase, Seq, StateFlag
+from thinkguard.core.names import NO_LIMIT, BudgetPer, CloseAt, MarkersInAnswer, OnEos, Opening, Phase, Seq, StateFlag
 from thinkguard.core.trace import ThinkTrace, explain
 from thinkguard.errors import FormatError, InputError, PolicyError
 from thinkguard.formats import ThinkFormat
@@ -26,7 +26,8 @@ from thinkguard.vocabulary import TokenFlag, Vocabulary
 _MAX_BOUND = 256  # policies kept bound to a program
 
 
-_CHOICES = {"close_at": CloseAt, "on_eos": OnEos, "opening": Opening, "markers_in_answer": MarkersInAnswer}
+_CHOICES = {"budget_per": BudgetPer, "close_at": CloseAt, "on_eos": OnEos, "opening": Opening}
+_CHOICES |= {"markers_in_answer": MarkersInAnswer}
 _FIRST_WINDOW = 256  # tokens of a prompt that are looked at first
 _WIDTH = "the width of the logits, or None"
 _SPELLED = ("close_message", "extend_message")  # fields that reach C as sequences of tokens

@@ -10,7 +10,8 @@ from thinkguard.core._core import Action, ThinkState
 from thinkguard.core.ids import index_of
 from thinkguard.core.names import ActionKind, ClosedBy, Kind, Phase, StateFlag
 from thinkguard.errors import InputError
-from thinkguard.formats import ThinkFormat, look_alikes_in
+from thinkguard.formats import ThinkFormat
+from thinkguard.formats.look_alikes import look_alikes_in
 from thinkguard.vocabulary import Vocabulary
 
 _WHITE = " \t\n\r\f\v"

@@ -1,6 +1,5 @@
 """How model families write reasoning, and which of them a tokenizer and its chat template show."""
 
 from thinkguard.formats.format import DEFAULT_INNER, ChannelGrammar, FamilyFacts, ThinkFormat, describe, facts_of, prompt_of
-from thinkguard.formats.look_alikes import look_alikes_in
 
-__all__ = ["DEFAULT_INNER", "ChannelGrammar", "FamilyFacts", "ThinkFormat", "describe", "facts_of", "look_alikes_in", "prompt_of"]
+__all__ = ["DEFAULT_INNER", "ChannelGrammar", "FamilyFacts", "ThinkFormat", "describe", "facts_of", "prompt_of"]

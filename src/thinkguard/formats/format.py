@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from thinkguard.errors import FormatError
-from thinkguard.policy import shown
 
 _TABLE: Final[dict[str, Any]] = json.loads(Path(__file__).with_name("table.json").read_text(encoding="utf-8"))
 
@@ -204,7 +203,7 @@ def _check_lengths(format: ThinkFormat) -> None:
         length = len(text.encode("utf-8", "surrogatepass"))
         if length > MAX_MARKER_BYTES:
             raise FormatError(
-                f"format {format.name!r}: {field} holds {shown(text)}, {length} bytes of UTF-8, and at most "
+                f"format {format.name!r}: {field} holds {text[:40]!r}..., {length} bytes of UTF-8, and at most "
                 f"{MAX_MARKER_BYTES} can be looked for; name a shorter text, such as its first line"
             )
 
