@@ -76,8 +76,8 @@ class Way:
         return ThinkPolicy(max_thinking_tokens=self.cap, **WAYS[self.name](self.cap))
 
 
-CAP: Final = 48
-CURVE: Final = (16, 32, 96)
+CAP: Final = 32
+CURVE: Final = (16, 48, 96)
 FULL: Final = (
     Way(ALONE), *(Way(name, CAP) for name in WAYS),
     *(Way(name, cap) for cap in CURVE for name in ("hard", "line", "sentence", "message")),
