@@ -14,7 +14,7 @@ SGLANG ?= sglang==0.5.23
 CORPUS ?=
 EXTENSION_SOURCES := setup.py tools/compile_images.py $(wildcard csrc/*) $(wildcard src/thinkguard/core/*.pyx) $(wildcard src/thinkguard/core/*.pxd)
 
-.PHONY: demo test lint types sanitize images fuzz bench bench-gpu verdicts quality lab tiny-models mended docs sdist clean env build vllm
+.PHONY: demo test lint types sanitize images fuzz proof bench bench-gpu verdicts quality lab tiny-models mended docs sdist clean env build vllm
 
 demo: build
 	@$(BIN)/thinkguard demo
@@ -24,7 +24,7 @@ test: build vllm
 
 lint: build
 	$(BIN)/ruff check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.c csrc/*.h
+	$(BIN)/clang-format --dry-run --Werror csrc/*.c csrc/*.h tests/proof/*.c
 	$(BIN)/python tools/write_formats_doc.py --check
 	$(BIN)/python tools/write_checks_doc.py --check
 
@@ -41,6 +41,11 @@ images: build
 
 fuzz:
 	tools/fuzz.sh 60
+
+# Every state that tiny vocabularies can reach: a quarter of an hour on two cores. Figures into docs/proof.md.
+proof: build
+	mkdir -p build
+	PYTHONPATH=tests $(BIN)/python -m proof.whole
 
 # A quarter of an hour on two cores that do nothing else meanwhile.
 bench: build vllm

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from itertools import product
+from itertools import islice, product
 
 from proof.worlds import World
 
@@ -34,6 +34,17 @@ VALUES: dict[str, tuple] = {
     "soft_thinking_tokens": (None, 1),
     "loop_tokens": (0, 4, 8),
 }
+GRID: dict[str, tuple] = {
+    "max_extensions": (0, 1),
+    "max_think_blocks": (1, 2),
+    "max_answer_tokens": (None, 1, 3),
+    "soft_thinking_tokens": (None,),
+    "loop_tokens": (0,),
+}
+"""The fields that have fewer values in the grid, of which every combination is explored."""
+FEWER: dict[str, tuple] = {"min_thinking_tokens": (0, 2), "grace_tokens": (0, 2)}
+LARGE = ("wide", "channels")
+"""Worlds with so many states to a policy that the grid has still FEWER values there."""
 
 
 def policy(world: World, values: dict) -> ThinkPolicy | None:
@@ -58,10 +69,10 @@ def drawn(world: World, number: int) -> Iterator[ThinkPolicy]:
             yield found
 
 
-def every(world: World, **only: tuple) -> Iterator[ThinkPolicy]:
-    """All policies of the product in which some fields have only these values."""
-    values = VALUES | only
-    for chosen in product(*values.values()):
+def every(world: World, part: int = 0, parts: int = 1) -> Iterator[ThinkPolicy]:
+    """All policies of the grid, or one of several equal parts of them."""
+    values = VALUES | GRID | (FEWER if world.name in LARGE else {})
+    for chosen in islice(product(*values.values()), part, None, parts):
         found = policy(world, dict(zip(values, chosen, strict=True)))
-        if found is not None:
+        if found is not None and (found.grace_tokens or found.close_at == "line"):  # without grace both are one
             yield found
