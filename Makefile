@@ -42,7 +42,7 @@ images: build
 fuzz:
 	tools/fuzz.sh 60
 
-# Every state that tiny vocabularies can reach: a quarter of an hour on two cores. Figures into docs/proof.md.
+# Every state that tiny vocabularies can reach, on all cores. How many, and how long it took, goes into docs/proof.md.
 proof: build
 	mkdir -p build
 	PYTHONPATH=tests $(BIN)/python -m proof.whole

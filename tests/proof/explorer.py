@@ -40,6 +40,7 @@ FAULTS = {
     16: "a character that could still be finished is cut",
     17: "EOS does not fit any more behind the thinking",
     18: "the proof itself is wrong: states were merged that do not go on alike",
+    19: "the proof itself is wrong: the states have no end, a number in them grows that `normal` of walk.c does not cut off",
 }
 _PATH = 256
 

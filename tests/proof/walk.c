@@ -13,7 +13,7 @@
 
 #include "thinkguard.h"
 
-enum { MOST_WIDTH = 96, MOST_PATH = 256, MOST_PERIODS = 2 };
+enum { MOST_WIDTH = 96, MOST_PATH = 256, MOST_PERIODS = 2, MOST_PAIRS = 1 << 21 };
 
 /* What a token does to the reader's counts; as in reader.py. */
 enum {
@@ -52,7 +52,8 @@ enum {
   ENDLESS = 15,        /* a model that likes EOS best goes on for ever */
   CUT = 16,            /* a forced token or the limit cuts a character that could still be finished */
   NO_EOS = 17,         /* in the reasoning, but EOS does not fit behind it any more */
-  MERGED = 18          /* `normal` merged states that differ */
+  MERGED = 18,         /* `normal` merged states that differ */
+  UNBOUNDED = 19       /* more pairs than MOST_PAIRS */
 };
 
 typedef struct {
@@ -433,6 +434,7 @@ static int explore(walk* w, const beginning* begins, int32_t num_begins, pair* f
     if (!has_room(&p.state) && ending(r, &p)) return report(w, ending(r, &p), at, -1);
   }
   for (int64_t at = 0; at < w->num_pairs; at++) {
+    if (w->num_pairs > MOST_PAIRS) return report(w, UNBOUNDED, at, -1);
     uint8_t allowed[MOST_WIDTH], best[MOST_WIDTH];
     int32_t forced;
     w->edge_of[at] = (int32_t)w->num_edges;
