@@ -29,7 +29,7 @@ def any_of(texts):
 
 @dataclass(frozen=True)
 class Reading:
-    """How a family's text is read: markers, what opens an answer, what may not stand in the reasoning."""
+    """How a family's text is read: markers, what opens an answer, the openers of tool calls, which end the reasoning."""
 
     starts: tuple[str, ...] = ("<think>",)
     ends: tuple[str, ...] = ("</think>",)
@@ -47,7 +47,7 @@ class Reading:
         start, end = any_of(self.starts), any_of(self.ends)
         answer = f"(?:(?!{start}|{end})[\\s\\S])*"
         reasoning = f"(?:(?!{start}|{end}|{any_of(self.openers)}|{any_of(self.implicit)})[\\s\\S])*"
-        block = f"(?:{start}){reasoning}(?:{end})"
+        block = f"(?:{start}){reasoning}(?:{end}|(?={any_of(self.implicit)}))"  # an opener belongs to the answer
         most = policy.max_think_blocks
         if policy.markers_in_answer == "allow":
             answer = r"[\s\S]*"
@@ -386,7 +386,7 @@ class Bench:
         ends = np.cumsum([len(job.before), *map(len, pieces)])[1:].tolist()  # of each token, in bytes
         text = job.before + b"".join(pieces)
         start = "|".join(re.escape(s) for s in reading.starts).encode()
-        stop = "|".join(re.escape(e) for e in reading.ends).encode()
+        stop = "|".join(re.escape(e) for e in (*reading.ends, *reading.implicit)).encode()
         thinking, at, closed = 0, 0, True
         for opened in re.finditer(start, text):
             end = re.compile(stop).search(text, opened.end())

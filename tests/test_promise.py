@@ -9,43 +9,51 @@ from functools import cache
 import pytest
 from promise import Bench, Harmony, Job, Output, Reading, Script, Taste, Writer, draw_policy
 
-from thinkguard import ThinkPolicy, ThinkProgram
+from thinkguard import ThinkFormat, ThinkPolicy, ThinkProgram
 from thinkguard.errors import FormatError
 
 TOKENS = {"hostile": 10_800, "spelled": 3_000, "characters": 2_500}  # generated for each case, at least
 THINK = Reading()
-TIGHT = Reading(space=b"")
+TIGHT = Reading(implicit=("<function_calls>",), space=b"")
+R1 = Reading(implicit=("<｜tool▁calls▁begin｜>",))
+CALLS = ("<|tool_call|>", "<tool_call>")
 WORDS = Reading(
     ("Here is my thought process:", "Here's my thought process:"), ("Here is my response:", "Here's my response:"),
-    off=r"Here is my thought process:\s*Here is my response:",
+    implicit=CALLS, off=r"Here is my thought process:\s*Here is my response:",
 )  # fmt: skip
 KIMI = Reading(("◁think▷",), ("◁/think▷",), off="◁think▷◁/think▷", space=b"")
-MISTRAL = Reading(("[THINK]",), ("[/THINK]",), off=r"\[THINK\]\[/THINK\]", space=b"")
+MISTRAL = Reading(("[THINK]",), ("[/THINK]",), implicit=("[TOOL_CALLS]",), off=r"\[THINK\]\[/THINK\]", space=b"")
 HARMONY = Harmony(("<|channel|>analysis<|message|>",), ("<|end|>",), off="", space=b"")
 
 
 @dataclass(frozen=True)
 class Case:
     tokenizer: str
-    format: str | None
+    format: str | ThinkFormat | None
     reading: Reading
 
 
-V3 = Reading(implicit=("<｜tool▁calls▁begin｜>",), off="</think>", space=b"")
-RESPONSE = Reading(openers=("<response>",), off=r"<think></think>\s*<response>", space=b"")
+V3 = Reading(implicit=("<｜tool▁calls▁begin｜>", "<｜DSML｜function_calls>"), off="</think>", space=b"")
+RESPONSE = Reading(openers=("<response>",), implicit=CALLS, off=r"<think></think>\s*<response>", space=b"")
+# Openers that begin as the start does, and as the end does
+ALIKE = ThinkFormat(
+    name="alike", starts=("<think>",), ends=("</think>",), open_text="<think>\n", close_text="\n</think>\n\n",
+    implicit_ends=("<think_tool>", "</thought>"),
+)  # fmt: skip
 
 CASES = {
     "qwen3": Case("qwen3", None, Reading(implicit=("<tool_call>",))),
-    "r1-distill-qwen": Case("r1-distill-qwen", None, THINK),
-    "deepseek-v3-r1": Case("deepseek-v3-r1", None, THINK),
+    "r1-distill-qwen": Case("r1-distill-qwen", None, R1),
+    "deepseek-v3-r1": Case("deepseek-v3-r1", None, R1),
     "deepseek-v3-hybrid": Case("deepseek-v3-r1", "deepseek_v3_hybrid", V3),
     "magistral-2507": Case("magistral-2507", None, MISTRAL),
     "gpt-oss": Case("gpt-oss", None, HARMONY),
-    "qwen2.5-instruct": Case("qwen2.5-instruct", "think", THINK),
+    "qwen2.5-instruct": Case("qwen2.5-instruct", "think", Reading(implicit=("<tool_call>",))),
+    "alike": Case("qwen2.5-instruct", ALIKE, Reading(implicit=ALIKE.implicit_ends)),
     "phi-4": Case("phi-4", "think", THINK),
     "olmo3-think": Case("olmo3-think", None, TIGHT),
     "mistral-v1-spm": Case("mistral-v1-spm", "think", THINK),
-    "magistral-text": Case("magistral-2507", "magistral_2506_text", THINK),
+    "magistral-text": Case("magistral-2507", "magistral_2506_text", Reading(implicit=("[TOOL_CALLS]",))),
     "granite-words": Case("phi-4", "granite_3_2_text", WORDS),
     "granite-response": Case("olmo3-think", "granite_3_3", RESPONSE),
     "kimi-text": Case("phi-4", "kimi_vl_dev", KIMI),
