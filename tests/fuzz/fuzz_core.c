@@ -176,7 +176,7 @@ static void make_policy(bytes* in, world* w) {
   p->close_bias = p->soft_thinking_tokens < 0 ? 0.0f : (float)take(in, 100);
   p->max_extensions = p->min_thinking_tokens ? take(in, 3) : 0;
   p->on_eos = take(in, 2);
-  p->opening = take(in, 3);
+  p->opening = take(in, 4);
   p->max_think_blocks = 1 + take(in, 3);
   p->min_answer_tokens = take(in, 4);
   p->max_answer_tokens = take(in, 2) ? 1 + p->min_answer_tokens + take(in, 4) : TG_NO_LIMIT;
@@ -349,7 +349,11 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   tg_state state, saved;
   tg_loop loop = {0}, *side = w.policy.loop_tokens ? &loop : NULL;
-  tg_start(&w.program, &w.policy, &turn, num, raw, limit, &state, side);
+  tg_program asked = w.program; /* the markers are what says that thinking is on, too */
+  asked.shown = &w.program;
+  tg_start(&asked, &w.policy, &turn, num, raw, limit, &state, side);
+  tg_open(&asked, &w.policy, &turn, num, &state);
+  check_state(&w, &state);
   int is_old = take(&in, 4) == 0;
   if (is_old) grow_old(&in, &state, side);
   tg_state begun = state;
@@ -361,7 +365,8 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     check_state(&w, &state);
   }
   saved = state;
-  if (!is_old) tg_start(&w.program, &w.policy, &turn, num_turn, raw, limit, &state, side);
+  if (!is_old) tg_start(&asked, &w.policy, &turn, num_turn, raw, limit, &state, side);
+  if (!is_old) tg_open(&asked, &w.policy, &turn, num_turn, &state);
   if (!is_old) CHECK(!memcmp(&begun, &state, sizeof state));
   state = begun;
   loop = begun_loop;
