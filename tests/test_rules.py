@@ -5,6 +5,8 @@ The numbers are those of docs/semantics.md; what is told in a docstring is what 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -217,6 +219,14 @@ def test_rule_05_without_a_chat_only_a_marker_at_the_very_end_counts():
     assert Guarded(prompt=["a", "</", "think", ">\n\n", "b"]).phase == "before"
 
 
+def test_rule_05_a_bos_that_begins_turns_is_a_boundary():
+    """With SmolLM2, whose BOS is `<|im_start|>`, every chat was taken for a text without one."""
+    thought = ["<th", "ink>", "a"]
+    assert Guarded(prompt=["<bos>", *"user", "\n", "a", "<bos>", *"assistant", "\n", *thought]).phase == "thinking"
+    assert Guarded(prompt=["<bos>", *"assistant", "\n", *thought]).phase == "before", "nothing stands before it"
+    assert Guarded(prompt=["a", "<bos>", *"assist", "\n", *thought]).phase == "before", "another name follows"
+
+
 def test_rule_05_turn_start_overrides():
     prompt = ["<user>", "<th", "ink>", "a", "<user>"]
     assert Guarded(prompt=prompt, turn_start=1).phase == "thinking"
@@ -314,6 +324,21 @@ def test_rule_10_forbid_forces_an_empty_block():
     assert guard.forced() == "<think>\n\n</think>\n\n"
     assert guard.phase == "answering"
     assert thinking("a", opening="forbid").phase == "closing", "thinking that the prompt began is closed"
+
+
+def test_rule_10_auto_forces_what_the_prompt_says_and_no_more():
+    """A start was forced into Granite's and Gemma's prompts without thinking, which only a system message tells apart."""
+    format = ThinkFormat.from_name("think")
+    assert Guarded(prompt=["<assistant>"]).forced() == "<think>\n", "it cannot be told not to think"
+    for texts, said, forced in (
+        (("think it through",), "so think it through.", "<think>\n"),
+        (("think it through",), "so be brief.", ""),
+        ((), "so think it through.", ""),
+    ):
+        guard = Guarded(replace(format, on_texts=texts), prompt=[*said, "<assistant>", "\n"])
+        assert guard.forced() == forced
+    assert guard.say("<th", "ink>").phase == "thinking", "what the model opens by itself is guarded"
+    assert Guarded(replace(format, on_texts=()), prompt=["<assistant>"], opening="force").forced() == "<think>\n"
 
 
 def harmony(**policy):
