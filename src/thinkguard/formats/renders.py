@@ -117,8 +117,9 @@ def render(source: str, *, bos_token: str = "", eos_token: str = "") -> Renders:
         "system message": ([{"role": "system", "content": SYSTEM}, user], USER),
         "tool result": ([*asked, result], RESULT),
     }
-    switches = [{}, *(switch for toggle in TOGGLES for switch in toggle)]
-    switches += [{name: ECHO} for on, _ in TOGGLES for name, value in on.items() if isinstance(value, str)]
+    named = [toggle for toggle in TOGGLES if all(name in source for name in toggle[0])]  # others have no effect
+    switches = [{}, *(switch for toggle in named for switch in toggle)]
+    switches += [{name: ECHO} for on, _ in named for name, value in on.items() if isinstance(value, str)]
     chats: dict[str, dict[str, str]] = {}
     for situation, (messages, content) in situations.items():
         written = {label_of(switch): attempt(messages, True, switch) for switch in switches}

@@ -13,8 +13,8 @@ def detect_format(tokenizer: object, chat_template: str | None = None, *, render
     """Find the format that a tokenizer and its chat template (or the given one) agree on.
 
     `evidence` of the result says why. FormatError, with the candidates, if there are no markers or several. Renders the
-    template a few dozen times (milliseconds), in a sandbox; needs jinja2, without which the template is only read. With
-    `renders`, which another process made of the template, it is not rendered here.
+    template a few dozen times (tens of milliseconds), in a sandbox; needs jinja2, without which the template is only read.
+    With `renders`, which another process made of the template, it is not rendered here.
     """
     return detect(Vocabulary.from_tokenizer(tokenizer), chat_template, renders=renders)
 
