@@ -130,7 +130,7 @@ def _refuse_overlaps(
 ) -> None:
     """Refuse a marker that plain text and the beginning of a marker's own token could spell together.
 
-    With `|think|` and `|/think|` as tokens, the text `|/think` and the token `|/think|` behind it read as one end and a half.
+    With `|think|` and `|/think|` as tokens, the text `|/think` and the token `|/think|` behind it read as an end too many.
     """
     contents = {index: vocabulary.token_bytes(token_id) for token_id, index in alphabet.controls.items()}
     for symbols in patterns:
