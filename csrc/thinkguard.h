@@ -51,8 +51,8 @@ enum {
   /* of a token: takes an end in plain bytes from fewer than two characters to two or more. Only ends that begin with a mark
      of punctuation or a symbol count, and none behind a quote or bracket in the same token. */
   TG_BEGINS_END = 1 << 13,
-  TG_HALF_START = 1 << 14, /* of a token: leaves a start half written in plain bytes, two characters of it or more */
-  TG_HALF_END = 1 << 15    /* of a token: the same of an end */
+  TG_HALF_START = 1 << 14, /* of a token: leaves two characters or more of a start in plain bytes, that are none of an end */
+  TG_HALF_END = 1 << 15    /* of a token: leaves two characters or more of an end in plain bytes */
 };
 
 /* What a token is: the low byte of tg_program.info. Above it, in bytes: bits 8..15 its length and 16..23 its leading ASCII

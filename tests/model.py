@@ -146,7 +146,11 @@ class Model:
         """Spell with a word behind it, whose own tokens are dropped again; as at a text's end where they share one."""
         last = max((i + 1 for i, symbol in enumerate(symbols) if is_control(symbol)), default=0)
         tokens, length = self.spell(symbols[:last]), 0
-        for token in self.spell((*symbols[last:], *b"A")) if symbols[last:] else []:
+        try:
+            in_front = self.spell((*symbols[last:], *b"A")) if symbols[last:] else []
+        except TokenizerError:  # there is no such letter
+            in_front = []
+        for token in in_front:
             tokens.append(token)
             length += len(self.bytes_of(token))
             if length == len(symbols) - last:
@@ -216,7 +220,10 @@ class Model:
         if characters(begun) >= 2:
             return self.spell_before_text(marker[len(begun) :] + self.symbols(self.end_space))
         begun, marker = self.half(text, "implicit")
-        tokens = self.spell(marker[len(begun) :]) if characters(begun) >= 2 else []
+        try:
+            tokens = self.spell(marker[len(begun) :]) if characters(begun) >= 2 else []
+        except TokenizerError:  # pieces are missing
+            tokens = []
         seen, never = [], any(map(self.is_never, tokens))
         for token in tokens:  # a plain spelling may hold an added token, and then it is none
             text, found = self.read(text, token)
@@ -784,7 +791,7 @@ class Model:
             return kinds - {None}
         if characters(half) >= 2 and symbols:
             kinds.add("half end")
-        if characters(self.half(text, "start")[0]) >= 2 and symbols:
+        if characters(self.half(text, "start")[0]) >= 2 > characters(half) and symbols:
             kinds.add("half start")
         if characters(half) >= 2 > characters(before) and half[0] in self.marks:
             behind = symbols[: len(symbols) - len(half)]

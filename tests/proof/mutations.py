@@ -35,8 +35,8 @@ class Mutation:
 MUTATIONS = (
     Mutation(
         "the budget is one token larger", "machine.h",
-        "left = policy->max_thinking_tokens - state->thinking;",
-        "left = policy->max_thinking_tokens - state->thinking + 1;", (7,),
+        "left = policy->max_thinking_tokens - thought(policy, state);",
+        "left = policy->max_thinking_tokens - thought(policy, state) + 1;", (7,),
     ),
     Mutation(
         "thinking stops one token too late for the limit", "machine.h",
@@ -53,15 +53,12 @@ MUTATIONS = (
     ),
     Mutation(
         "an end is allowed below the minimum", "decide.c",
-        "forbidden |= TG_END | TG_IMPLICIT | TG_GROWS_END;", "forbidden |= TG_IMPLICIT | TG_GROWS_END;", (8,),
+        "int32_t ends = TG_END | TG_GROWS_END | TG_IMPLICIT", "int32_t ends = TG_GROWS_END | TG_IMPLICIT", (8,),
     ),
     Mutation(
         "EOS is allowed in the thinking", "decide.c",
-        "(policy->on_eos == TG_EOS_CLOSE ? TG_MOVE_EOS : TG_BAN_EOS)", "(policy->on_eos == TG_EOS_CLOSE ? TG_MOVE_EOS : 0)",
+        "policy->on_eos == TG_EOS_CLOSE ? TG_MOVE_EOS : TG_BAN_EOS;", "policy->on_eos == TG_EOS_CLOSE ? TG_MOVE_EOS : 0;",
         (10,),
-    ),
-    Mutation(
-        "a tool call's opener stays in the thinking", "decide.c", "TG_BAN_EOS) | TG_MOVE_IMPLICIT;", "TG_BAN_EOS);", (4, 13),
     ),
     Mutation(
         "EOS is moved to the beginning of an end that is half written", "decide.c",

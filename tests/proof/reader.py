@@ -109,7 +109,9 @@ class Reader:
         openers = (*world.openers, world.channel.body) if world.channel else tuple(world.openers)
         spelled = tuple(self.controls)
         dropped = tuple(name for name, token in self.controls.items() if token in world.dropped)
-        texts = Scan(world.starts, world.ends, openers, self.shape.markers == "allow", bool(world.channel))
+        texts = Scan(
+            world.starts, world.ends, openers, tuple(world.implicit), self.shape.markers == "allow", bool(world.channel)
+        )
         return texts, Scan(openers=spelled), Scan(openers=dropped)
 
     def _step(self, places: tuple, token: int) -> tuple[tuple, int]:

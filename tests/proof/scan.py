@@ -23,6 +23,7 @@ class Scan:
     starts: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()
     openers: tuple[str, ...] = ()
+    calls: tuple[str, ...] = ()  # openers of tool calls: they end the reasoning, and belong to the answer
     quotes: bool = False  # whether starts and ends in an answer mean nothing
     heads: bool = False  # whether a header follows an end, and not the answer
 
@@ -34,7 +35,7 @@ class Scan:
 
     def begun(self, half: str) -> str:
         """The longest end of a text that begins a marker."""
-        markers = (*self.starts, *self.ends, *self.openers)
+        markers = (*self.starts, *self.ends, *self.openers, *self.calls)
         while half and not any(one.startswith(half) and one != half for one in markers):
             half = half[1:]
         return half
@@ -47,6 +48,7 @@ class Scan:
             half += letter
             quoted = self.quotes and within == "answer"
             meant = self.openers if quoted else (*self.starts, *self.ends, *self.openers)
+            meant = (*meant, *self.calls) if within == "reasoning" else meant
             done = [one for one in meant if half.endswith(one)]
             visible = visible or ord(letter) not in WHITE
             if gap is not None:
@@ -54,7 +56,7 @@ class Scan:
             if done:
                 longest = max(done, key=len)
                 found.append(longest)
-                half, visible = "", False
+                half, visible = "", longest in self.calls
                 within = self.behind(longest)
                 gap = 0 if longest in self.starts else None
             else:

@@ -32,9 +32,10 @@ def structure(world: World, shape: Shape) -> Language:
     start, end = text(*world.starts), text(*world.ends)
     quotes = shape.markers == "allow"
     answer = ANYTHING if quotes else without(*world.starts, *world.ends)
-    block = start + without(*world.markers, *world.implicit) + end
+    closed = end | text(*world.implicit) if world.implicit else end  # an opener belongs to the answer
+    block = start + without(*world.markers, *world.implicit) + closed
     if shape.opening == "forbid":
-        off = text(world.off) if world.off else start + one_of(WHITE).star() + end
+        off = text(world.off) if world.off else text(world.start) + one_of(WHITE).star() + text(world.end)
         return off + answer
     if shape.opening == "force":
         return (block + answer).times(0, shape.blocks - 1) + block + answer

@@ -106,16 +106,24 @@ static void most(int32_t* value, int32_t limit) {
 
 static int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 
-/* Of the last four bytes only those of the last character count, and whether a digit stands before one that may end a
- * sentence. Bytes beyond ASCII may be a character or a part of it: of what stands before them only a digit counts. */
+static uint32_t class_of(uint32_t byte) {
+  if (byte >= '0' && byte <= '9') return '0';
+  if (byte == '.' || byte == '!' || byte == '?') return '.';
+  if (byte == '\n') return '\n';
+  return !byte ? 0 : strchr("\"'`([{<>", (int)byte) ? '"' : 'a';
+}
+
+/* Of the last four bytes only those of the last character count, and of what stands before them whether it is a digit before
+ * what may end a sentence, a line break before another, or a quote or bracket before what may begin an end. Bytes beyond ASCII
+ * may be a character or a part of it: of what stands before them only a digit counts. */
 static int32_t normal_tail(int32_t tail) {
-  uint32_t text = (uint32_t)tail, last = text & 0xFF, kept = 0;
+  uint32_t text = (uint32_t)tail, kept = 0;
   int length = 0;
   while (length < 4 && (text >> 8 * length & 0xFF) >= 0x80) length++;
   if (!length) {
-    if (last >= '0' && last <= '9') return '0';
-    if (last != '.' && last != '!' && last != '?') return last == '\n' ? '\n' : last ? 'a' : 0;
-    length = 1;
+    uint32_t last = class_of(text & 0xFF), before = class_of(text >> 8 & 0xFF);
+    int counts = last == '.' ? before == '0' : (last == '\n' || last == '"') && before == last;
+    return (int32_t)(last | (counts ? before << 8 : 0));
   }
   for (int i = 0; i < length; i++) kept |= text & (uint32_t)0xFF << 8 * i;
   uint32_t before = length < 4 ? text >> 8 * length & 0xFF : 0;
@@ -131,9 +139,9 @@ static void normal(const tg_policy* policy, tg_state* state) {
   state->length = 0;
   int32_t thinking = larger(larger(policy->max_thinking_tokens, policy->min_thinking_tokens), policy->soft_thinking_tokens);
   most(&state->thinking, thinking + 1);
-  most(&state->block, 1);
+  most(&state->block, policy->budget_per == TG_PER_BLOCK ? thinking + 1 : 1);
   most(&state->blocks, policy->max_think_blocks + 1);
-  most(&state->visible, policy->min_answer_tokens);
+  most(&state->visible, larger(policy->min_answer_tokens, 1));
   most(&state->answer, larger(policy->max_answer_tokens, -1) + 1);
   most(&state->blank, state->visible < policy->min_answer_tokens ? TG_BLANK_PATIENCE : 0);
   most(&state->extensions, policy->max_extensions);

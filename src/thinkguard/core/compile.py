@@ -372,7 +372,7 @@ class _Spelling:
                 self.finishes.append((node, finish))
             elif self.lifted["call_chars"][node] >= 2:
                 rest = patterns[self.lifted["call_of"][node]][self.lifted["call_depth"][node] :]
-                finish = self.alphabet.token_ids(rest)
+                finish = self._spelled_or_none(rest)
                 if self._opens_a_call(node, finish):
                     nodes["finish"][node] = self.add(finish)
                     self.longest_call = max(self.longest_call, len(finish))
@@ -380,6 +380,12 @@ class _Spelling:
             if self.lifted["start_of"][node] >= 0 and (len(begun) > 1 or begun[0] >= _CONTROL):
                 rest = patterns[self.lifted["start_of"][node]][len(begun) :]
                 nodes["open"][node] = self.add(self.alphabet.token_ids(rest + behind_start, before_text=True))
+
+    def _spelled_or_none(self, symbols: Symbols) -> list[int]:
+        try:
+            return self.alphabet.token_ids(symbols)
+        except TokenizerError:
+            return []
 
     def _opens_a_call(self, node: int, token_ids: list[int]) -> bool:
         """Whether tokens complete an opener from a node and nothing else; a plain spelling may hold an added token."""

@@ -100,12 +100,18 @@ class Vocabulary:
         except UnicodeDecodeError:
             return self._longest_match(data)
         if before_text and data:
-            token_ids, length = self.encode(text + _WORD), 0
+            token_ids, length = self._encode_in_front_of_a_word(text), 0
             for index, token_id in enumerate(token_ids):
                 length += len(self.token_bytes(token_id))
                 if length == len(data):
                     return token_ids[: index + 1]
         return self.encode(text)
+
+    def _encode_in_front_of_a_word(self, text: str) -> list[int]:
+        try:
+            return self.encode(text + _WORD)
+        except TokenizerError:  # a vocabulary that does not have the word's letter
+            return []
 
     def _spell(self, part: str, encoders: tuple[Encoder, ...]) -> list[int]:
         wanted, spelled_by = part.encode(), self.text.data
