@@ -29,7 +29,7 @@ def _table() -> str:
     machine, minutes = kept["machine"], kept["seconds"] / 60
     lines += [
         "",
-        f"By `{kept['command']}` on {kept['date']}, at {kept['commit'][:10]}, on {machine['cores']} cores of "
+        f"By `{kept['command']}` on {kept['date']}, at {kept['commit'][:10]}{'+' * kept['commit'].endswith('+')}, on {machine['cores']} cores of "
         f"{machine['cpu']} ({machine['system']}, load {machine['load']}): {minutes:.1f} minutes. "
         "benches/results/proof.json keeps the figures.",
     ]

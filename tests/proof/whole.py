@@ -45,10 +45,19 @@ def _explore(job: tuple[str, int]) -> tuple[str, Counter, list[str]]:
     return name, counted, wrong
 
 
+def _commit() -> str:
+    """The commit that is checked out, with a + where files differ from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    return git("rev-parse", "HEAD") + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))
+
+
 def main() -> int:
     found, wrong = {name: Counter() for name in WORLDS}, []
     jobs = [(name, part) for part in reversed(range(PARTS + 1)) for name in WORLDS]
-    began = time.perf_counter()
+    began, commit = time.perf_counter(), _commit()  # of what is compiled and loaded now
     library = compiled(ROOT / "build" / "proof")
     with multiprocessing.get_context("spawn").Pool(os.cpu_count(), _load, (str(library),)) as pool:
         for done, (name, counted, broken) in enumerate(pool.imap_unordered(_explore, jobs), 1):
@@ -60,7 +69,6 @@ def main() -> int:
     if wrong:
         print(f"{len(wrong)} policies break the promise")
         return 1
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     kept = {
         "command": "make proof", "date": datetime.date.today().isoformat(), "commit": commit, "machine": machine(),
         "seconds": round(time.perf_counter() - began),
