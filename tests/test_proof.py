@@ -16,6 +16,7 @@ from promise import Reading
 from proof.explorer import Explorer, compiled
 from proof.grid import drawn, limits_of
 from proof.mutations import MUTATIONS
+from proof.page import is_current
 from proof.reader import LOST, WHOLE, reader_of
 from proof.structure import Shape
 from proof.worlds import WORLDS
@@ -83,6 +84,10 @@ def test_the_flags_of_a_reader_are_those_of_its_automaton():
     assert flags[reader.automaton.walk(0, b"<think>a</think>")] == WHOLE
     assert flags[reader.automaton.walk(0, b"a")] == LOST
     assert flags[reader.automaton.walk(0, b"<thi")] == 0
+
+
+def test_the_page_shows_the_figures_that_are_kept():
+    assert is_current(), "run make proof, or python -m proof.page where only the page was changed"
 
 
 @pytest.mark.xfail(strict=True, reason="a control token that only begins a marker ends what was half written in plain text")
