@@ -42,7 +42,7 @@ GROUPS = {
     "test_vllm_parallel": "engine v1",  # long, and a group of one would come last
 }  # fmt: skip
 VOCABULARIES = ("pair", "bench")  # fixtures that read one
-COSTLY = ("correctness", "answered", "small", "programs", "real", "models", "told")  # seconds each: one process alone
+COSTLY = ("correctness", "answered", "small", "programs", "real", "models", "told")  # made by one process alone
 
 
 # Chat templates and tokenizers of published models are not ours to copy: tests over a collection of them are told where
