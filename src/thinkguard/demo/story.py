@@ -166,7 +166,7 @@ class _Teller:
 
     def fine_tune(self, template: str, name: str) -> tuple[Any, Any, list[str], Told]:
         """Train the last layers on the records as a template renders them; (model, tokenizer, warnings, what came of it)."""
-        from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+        from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments
 
         from thinkguard.training import TagMonitorCallback
 
@@ -189,6 +189,7 @@ class _Teller:
             model, arguments, train_dataset=rows, data_collator=DataCollatorForSeq2Seq(tokenizer),
             processing_class=tokenizer, callbacks=[watch],
         )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)  # stdout is the story's
         _progress(f"training on {len(rows)} records: {name}")
         warnings = _Warnings()
         logger = logging.getLogger("thinkguard.training")
