@@ -56,12 +56,13 @@ def as_json(found: Mapping[str, Any]) -> str:
     return rest.removesuffix("\n}") + ',\n "outputs": [\n' + ",\n".join(arms) + "\n]}\n"
 
 
-def about(arguments: Sequence[str]) -> dict[str, Any]:
-    """The command, the machine and the commit."""
+def about(options: argparse.Namespace) -> dict[str, Any]:
+    """The command, as far as it decides what is found, the machine and the commit."""
     from thinkguard.bench.machine import machine
 
     git = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
-    command = " ".join(["python -m benches.quality", *arguments])
+    asked = [f"--models {','.join(options.models)}", f"--policies {','.join(map(str, options.policies))}"]
+    command = " ".join(["python -m benches.quality", *asked, f"--prompts {options.prompts} --seeds {options.seeds}"])
     return {"command": command, "machine": machine(), "commit": git.stdout.strip() or "not a checkout"}
 
 
@@ -97,7 +98,7 @@ def main() -> int:
     options = parser.parse_args()
     if why := place.missing(options.models):
         parser.error(why)
-    found = about(sys.argv[1:]) | run(options.models, options.policies, options.prompts, range(1, options.seeds + 1))
+    found = about(options) | run(options.models, options.policies, options.prompts, range(1, options.seeds + 1))
     for file in ([options.out] if options.out else []) + ([RESULT] if options.write else []):
         file.write_text(as_json(found), encoding="utf-8")
     print(table(found["rows"]))
