@@ -220,12 +220,13 @@ class Model:
         if characters(begun) >= 2:
             return self.spell_before_text(marker[len(begun) :] + self.symbols(self.end_space))
         begun, marker = self.half(text, "implicit")
+        plain = bool(begun) and not any(map(is_control, marker)) and len(self.pieces(bytes(marker).decode())) > 1
         try:
-            tokens = self.spell(marker[len(begun) :]) if characters(begun) >= 2 else []
+            tokens = self.spell(marker[len(begun) :]) if characters(begun) >= 2 and not plain else []
         except TokenizerError:  # pieces are missing
             tokens = []
         seen, never = [], any(map(self.is_never, tokens))
-        for token in tokens:  # a plain spelling may hold an added token, and then it is none
+        for token in tokens:
             text, found = self.read(text, token)
             seen += found.markers
         return tokens if [kind for kind, _, _ in seen] == ["implicit"] and not never else []

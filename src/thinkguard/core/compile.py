@@ -371,9 +371,9 @@ class _Spelling:
                 nodes["finish"][node] = self.add(finish)
                 self.finishes.append((node, finish))
             elif self.lifted["call_chars"][node] >= 2:
-                rest = patterns[self.lifted["call_of"][node]][self.lifted["call_depth"][node] :]
-                finish = self._spelled_or_none(rest)
-                if self._opens_a_call(node, finish):
+                opener = patterns[self.lifted["call_of"][node]]
+                finish = self._spelled_or_none(opener[self.lifted["call_depth"][node] :])
+                if not self._is_plain_spelling(opener) and self._opens_a_call(node, finish):
                     nodes["finish"][node] = self.add(finish)
                     self.longest_call = max(self.longest_call, len(finish))
             begun = patterns[self.lifted["start_of"][node]][: self.lifted["start_depth"][node]]
@@ -387,8 +387,12 @@ class _Spelling:
         except TokenizerError:
             return []
 
+    def _is_plain_spelling(self, opener: Symbols) -> bool:
+        """Whether an opener is one of the spellings in plain bytes of what the model has tokens for."""
+        return max(opener) < _CONTROL and len(self.alphabet.split(bytes(opener).decode())) > 1
+
     def _opens_a_call(self, node: int, token_ids: list[int]) -> bool:
-        """Whether tokens complete an opener from a node and nothing else; a plain spelling may hold an added token."""
+        """Whether tokens complete an opener from a node, and nothing else."""
         step, offset, tokens = (self.lifted[name] for name in ("step", "except_offset", "except_token"))
         seen: list[int] = []
         for token_id in token_ids:
