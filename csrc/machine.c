@@ -109,7 +109,8 @@ static void note_for_loop(const tg_policy* policy, tg_state* state, tg_loop* loo
 
 static void begin_close(const tg_program* program, const tg_policy* policy, tg_state* state) { /* 12, 19 */
   int32_t finish = program->nodes[state->node].finish;
-  begin_sequence(program, policy, state, finish ? finish : state->flags & TG_STATE_BARE ? TG_SEQ_BARE : TG_SEQ_CLOSE, 0);
+  int bare = state->flags & TG_STATE_BARE || (policy->closes_line && state->block && (state->tail & 0xFF) == '\n');
+  begin_sequence(program, policy, state, finish ? finish : bare ? TG_SEQ_BARE : TG_SEQ_CLOSE, 0);
 }
 
 static void settle(const tg_program* program, const tg_policy* policy, tg_state* state) {

@@ -207,6 +207,7 @@ typedef struct {
   int32_t num_eos;               /* 0..TG_MAX_EOS */
   int32_t eos[TG_MAX_EOS];       /* the first num_eos; eos[0] is the one that is forced */
   float close_bias;              /* logits, >= 0 */
+  int32_t closes_line;           /* 0 or 1: the close begins with a line break, which is left out behind another one */
   int32_t lead_word;             /* line breaks in front of the extension's message, packed big-endian */
   int32_t lead_bytes;            /* of them, 0..4 */
   int32_t lead[4];               /* [k]: the token that goes on where the text ends in the first k of them */

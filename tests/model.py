@@ -95,6 +95,7 @@ class Model:
         self.end_space = format.close_text.split(format.ends[0])[1]
         self.open = self.spell_before_text(self.symbols(format.open_text))
         self.close = self.spell_before_text(self.symbols(policy.close_message + format.close_text))
+        self.closes_line = not policy.close_message and format.close_text.startswith("\n")
         self.off = self.spell_before_text(self.symbols(format.off_text or format.open_text + format.close_text))
         message = policy.extend_message or ""
         words = message.lstrip(" \t\n\r\f\v")
@@ -612,7 +613,8 @@ class Model:
                 self.begin_close()
 
     def begin_close(self):
-        self.begin(self.finish_of(self.text) or (self.bare if self.is_bare else self.close))
+        after_line = self.closes_line and self.block > 0 and self.raw_text.endswith(b"\n")
+        self.begin(self.finish_of(self.text) or (self.bare if self.is_bare or after_line else self.close))
 
     # --- decide ---
 

@@ -799,6 +799,13 @@ def test_rule_19_message_end_and_white_space_in_this_order():
     assert guard.forced() == "Wait\n</think>\n\n"
 
 
+def test_rule_19_no_empty_line_in_front_of_the_end():
+    guard = thinking("a", "\n", max_thinking_tokens=2)
+    assert guard.forced() == "</think>\n\n"
+    assert thinking("a", "\n", max_thinking_tokens=2, close_message="stop.").forced() == "stop.\n</think>\n\n"
+    assert thinking(max_thinking_tokens=0).forced() == "\n</think>\n\n", "an empty block as its family writes it"
+
+
 def test_rule_19_nothing_is_forced_behind_an_end_that_the_model_wrote():
     guard = thinking("a", "</", "think", ">yes")
     assert guard.phase == "answering"

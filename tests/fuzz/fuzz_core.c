@@ -186,6 +186,7 @@ static void make_policy(bytes* in, world* w) {
   p->longest_close = 4 + take(in, 3);
   p->num_eos = take(in, 4);
   for (int32_t i = 0; i < p->num_eos; i++) p->eos[i] = take(in, num_tokens + 4);
+  p->closes_line = take(in, 2);
   p->lead_bytes = take(in, 5);
   for (int32_t i = 0; i < p->lead_bytes; i++) p->lead_word = p->lead_word << 8 | (take(in, 4) ? '\n' : ' ');
   for (int32_t i = 0; i < 4; i++) p->lead[i] = take(in, num_tokens);

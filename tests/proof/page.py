@@ -27,9 +27,10 @@ def _table() -> str:
         lines.append(f"| {name} | {followed} | " + " | ".join(f"{value:,}" for value in row.values()) + " |")
     lines.append("| all | | " + " | ".join(f"**{value:,}**" for value in total.values()) + " |")
     machine, minutes = kept["machine"], kept["seconds"] / 60
+    commit = kept["commit"][:10] + "+" * kept["commit"].endswith("+")
     lines += [
         "",
-        f"By `{kept['command']}` on {kept['date']}, at {kept['commit'][:10]}{'+' * kept['commit'].endswith('+')}, on {machine['cores']} cores of "
+        f"By `{kept['command']}` on {kept['date']}, at {commit}, on {machine['cores']} cores of "
         f"{machine['cpu']} ({machine['system']}, load {machine['load']}): {minutes:.1f} minutes. "
         "benches/results/proof.json keeps the figures.",
     ]

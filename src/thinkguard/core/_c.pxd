@@ -114,7 +114,7 @@ cdef extern from "thinkguard.h" nogil:
         int32_t longest_close, num_eos
         int32_t eos[16]
         float close_bias
-        int32_t lead_word, lead_bytes
+        int32_t closes_line, lead_word, lead_bytes
         int32_t lead[4]
         int32_t seq_offset[7]
         int32_t tokens

@@ -7,6 +7,7 @@ spelled here, in the tokenizer's own way, and walked through the finished tables
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -236,9 +237,14 @@ def _flag_tokens(lifted: Arrays, format: ThinkFormat, vocabulary: Vocabulary, al
     info[[t for t in raw if t in boundaries]] |= np.uint32(TokenInfo.RAW)
 
 
+def _is_mark(symbols: Symbols) -> bool:
+    """Whether a marker begins with ASCII punctuation in plain bytes."""
+    return symbols[0] < 0x80 and chr(symbols[0]) in string.punctuation
+
+
 def _flag_markup(lifted: Arrays, patterns: dict[Symbols, int], vocabulary: Vocabulary) -> None:
     """Flag the tokens with a character that an end in plain bytes begins with; where there is one, also with a backtick."""
-    begun = {bytes(symbols[:1]) for symbols, kind in patterns.items() if kind == Kind.END and symbols[0] < 0x80}
+    begun = {bytes(symbols[:1]) for symbols, kind in patterns.items() if kind == Kind.END and _is_mark(symbols)}
     begun |= {bytes(symbols[:3]) for symbols, kind in patterns.items() if kind == Kind.END and symbols[0] == 0xE2}
     for text in begun | {b"`"} if begun else ():
         at = np.ones(max(len(vocabulary.text) - len(text) + 1, 0), np.bool_)

@@ -127,6 +127,7 @@ class ThinkProgram:
         scalars = self._compiled.scalars
         longest = max(len(close), scalars["longest_finish"], scalars["longest_call"])
         fields = _fields_of(policy) | {"opening": self._opening(policy), "longest_close": longest} | lead
+        fields["closes_line"] = int(not policy.close_message and self.format.close_text.startswith("\n"))
         sequences = [self._compiled.open, close, off, extend, bare]
         bound = BoundPolicy(self.tables, policy, fields, sequences, eos)
         self._refuse_eos_in(eos, [token_id for sequence in sequences for token_id in sequence])

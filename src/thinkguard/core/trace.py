@@ -8,7 +8,7 @@ from typing import Any
 
 from thinkguard.core._core import Action, ThinkState
 from thinkguard.core.ids import index_of
-from thinkguard.core.names import ActionKind, ClosedBy, Kind, Phase, StateFlag
+from thinkguard.core.names import ActionKind, ClosedBy, Kind, Phase, Seq, StateFlag
 from thinkguard.errors import InputError
 from thinkguard.formats import ThinkFormat
 from thinkguard.formats.look_alikes import look_alikes_in
@@ -176,7 +176,9 @@ def _skips(before: dict[str, int], action: Action, state: ThinkState, token_id: 
         return False
     if before["phase"] == Phase.CLOSING:
         return bool(token_id == action.as_dict()["aim"])  # the end goes on without what stands before it
-    return before["phase"] in (Phase.THINKING, Phase.ANSWERING) and action.token not in state.policy.eos_token_ids
+    if before["phase"] == Phase.THINKING:
+        return before["seq"] == Seq.EXTEND
+    return before["phase"] == Phase.ANSWERING and action.token not in state.policy.eos_token_ids
 
 
 def _violation(
