@@ -22,7 +22,7 @@ pytestmark = pytest.mark.benchmark(group="core")
 
 ROWS, STEPS = 256, 50
 WALKS = {  # markers as tokens?, how the assistant's turn begins, thinking tokens so far
-    "empty": (False, "<think>\n\n</think>\n\nYes", 0),
+    "empty": (False, "<think>\n\n</think>\n\n`Yes`", 0),
     "quiet": (True, "<think>\n", 0),
     "quiet, 32,768 tokens": (True, "<think>\n", 32_768),
     "quiet, text markers": (False, "<think>\n", 0),

@@ -342,7 +342,8 @@ static uint32_t mask_of(const builder* b, int32_t node, int32_t token, uint32_t 
   if (event->kinds == TG_IMPLICIT && event->marker_bytes + event->tail_bytes > bytes)
     mask = (mask & ~(uint32_t)TG_IMPLICIT) | TG_GROWS_END;
   if (next->end_chars >= 2 && !next->reach) mask |= TG_HALF_END;
-  if (b->start_chars[step & 0xFFFF] >= 2 && next->end_chars < 2 && !next->reach) mask |= TG_HALF_START;
+  int only_start = next->end_chars < 2 && lift->call_chars[step & 0xFFFF] < 2 && !next->reach;
+  if (b->start_chars[step & 0xFFFF] >= 2 && only_start) mask |= TG_HALF_START;
   if (begins_end(b, node, token, (int32_t)(step & 0xFFFF))) mask |= TG_BEGINS_END;
   if (lift->nodes[node].reach || (!node && b->vocab->control[token] >= 0)) {
     int64_t depth = lift->depth[node] + num_symbols_of(b->vocab, token);

@@ -204,6 +204,7 @@ static int follow_marker(const tg_program* program, const tg_policy* policy, tg_
       if (!thinking) return 0;
       state->closed_by = TG_BY_IMPLICIT;
       begin_answer(state, TG_BODY_FINAL, (info & TG_VISIBLE) != 0); /* the opener belongs to the answer */
+      state->flags |= TG_STATE_MARKUP;                              /* and what it opens will be closed */
       return 1;
     case TG_TOOL:
       if (was != TG_HEADING && was != TG_BEFORE) state->flags |= TG_STATE_VIOLATION;

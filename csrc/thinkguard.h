@@ -51,8 +51,9 @@ enum {
   /* of a token: takes an end in plain bytes from fewer than two characters to two or more. Only ends that begin with a mark
      of punctuation or a symbol count, and none behind a quote or bracket in the same token. */
   TG_BEGINS_END = 1 << 13,
-  TG_HALF_START = 1 << 14, /* of a token: leaves two characters or more of a start in plain bytes, that are none of an end */
-  TG_HALF_END = 1 << 15    /* of a token: leaves two characters or more of an end in plain bytes */
+  /* of a token: leaves two characters or more of a start in plain bytes, that are none of an end or a tool call's opener */
+  TG_HALF_START = 1 << 14,
+  TG_HALF_END = 1 << 15 /* of a token: leaves two characters or more of an end in plain bytes */
 };
 
 /* What a token is: the low byte of tg_program.info. Above it, in bytes: bits 8..15 its length and 16..23 its leading ASCII
@@ -225,7 +226,8 @@ enum {
   TG_STATE_OPENS = 1 << 5,     /* TG_OPEN_AUTO, and the prompt says that thinking is on */
   TG_STATE_NO_CHAT = 1 << 6,   /* beside TG_STATE_INERT: left alone, for the prompt shows no chat */
   /* Of the text since the last marker that began a block or the answer, the token that completed it left out: */
-  TG_STATE_MARKUP = 1 << 7,    /* a TG_MARKUP token; one that leaves one character of an end counts with the next token */
+  TG_STATE_MARKUP = 1
+      << 7, /* a tool call's opener or a TG_MARKUP token; one that leaves one character of an end counts with the next token */
   TG_STATE_PARAGRAPH = 1 << 8, /* in the answer: visible text, an empty line, visible text again */
   TG_STATE_SPOKEN = 1 << 9,    /* in a block: a visible token that left no start half written */
   TG_STATE_BARE = 1 << 10 /* in a block: a token of its close was not sampled, which closes without its optional parts */

@@ -405,6 +405,7 @@ class Model:
                 return False
             self.closed_by = "implicit"
             self.begin_answer("final", self.is_visible(token))  # the opener belongs to the answer
+            self.markup = True  # what it opens will be closed
         elif kind == "tool":
             self.violation |= was not in ("heading", "before")
             self.begin_header("free")
@@ -794,7 +795,8 @@ class Model:
             return kinds - {None}
         if characters(half) >= 2 and symbols:
             kinds.add("half end")
-        if characters(self.half(text, "start")[0]) >= 2 > characters(half) and symbols:
+        others = max(characters(half), characters(self.half(text, "implicit")[0]))
+        if characters(self.half(text, "start")[0]) >= 2 > others and symbols:
             kinds.add("half start")
         if characters(half) >= 2 > characters(before) and half[0] in self.marks:
             behind = symbols[: len(symbols) - len(half)]

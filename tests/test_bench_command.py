@@ -17,7 +17,7 @@ from thinkguard.cli import main
 torch = pytest.importorskip("torch", reason="`thinkguard bench` runs a model with torch")
 transformers = pytest.importorskip("transformers", reason="`thinkguard bench` runs a model with transformers")
 
-PAIRS, BATCH, TOKENS = 2, 3, 24
+PAIRS, BATCH, TOKENS = 2, 3, 32
 SHORT = ("--batch", str(BATCH), "--new-tokens", str(TOKENS), "--pairs", str(PAIRS), "--device", "cpu")
 ONCE = ("--new-tokens", str(TOKENS), "--pairs", "1", "--device", "cpu")
 OFF = "{{ '<think>\\n\\n</think>\\n\\n' }}"  # what a template writes where thinking is off
@@ -166,7 +166,7 @@ def test_the_least_number_of_tokens_that_an_error_gives_is_accepted(capsys):
 
 def test_the_greatest_number_of_tokens_that_an_error_gives_is_accepted(capsys, tmp_path):
     path = checkpoint(tmp_path)
-    edit_json(path / "config.json", lambda config: config.update(max_position_embeddings=64))
+    edit_json(path / "config.json", lambda config: config.update(max_position_embeddings=96))
     _, _, err = bench(capsys, "--model", path)
     most = int(re.search(r"give at most (\d+)$", err.strip())[1])
     assert bench(capsys, "--model", path, *ONCE, "--new-tokens", most)[0] == 0

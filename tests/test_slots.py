@@ -21,7 +21,7 @@ EOS, START, END, A = 256, 257, 258, ord("a")
 WIDTH = 259
 VOCABULARY = Vocabulary.from_parts([bytes([b]) for b in range(256)], added=ADDED, special=[EOS], eos_ids=[EOS])
 PROGRAM = ThinkProgram("think", VOCABULARY)
-FIELDS = ("kind", "token", "node", "forbidden", "allowed", "flags", "cut", "pending", "bias")
+FIELDS = tuple(PROGRAM.start([]).decide().as_dict())
 
 
 def row(**policy):
@@ -166,11 +166,11 @@ def test_the_actions_are_those_of_the_rows():
     assert (out[3:] == 77).all()
     for written, one in zip(out[:3], rows, strict=True):
         assert slots.policies[written[1]] is one.policy
-        fields = {**dict(zip(FIELDS, written[2:].tolist(), strict=True)), "bias": float(written[10:].view(np.float32)[0])}
+        fields = {**dict(zip(FIELDS, written[2:].tolist(), strict=True)), "bias": float(written[-1:].view(np.float32)[0])}
         assert fields == one.decide().as_dict()
     assert fields["bias"] == 2.0
-    for wrong in (out[:2], np.ascontiguousarray(out[:, :10])):
-        with pytest.raises(ValueError, match=r"wanted \[3, 11\]"):
+    for wrong in (out[:2], np.ascontiguousarray(out[:, :-1])):
+        with pytest.raises(ValueError, match=rf"wanted \[3, {ACTION_FIELDS}\]"):
             slots.write_actions(wrong)
 
 

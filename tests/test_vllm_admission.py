@@ -103,7 +103,7 @@ def test_a_misspelt_field_names_the_nearest_and_a_strange_one_lists_all():
     assert refused({"max_thinking_token": 5}) == (
         "unknown policy field 'max_thinking_token': did you mean 'max_thinking_tokens'?"
     )
-    assert "the fields are max_thinking_tokens, min_thinking" in refused({"zzz": 5})
+    assert "the fields are max_thinking_tokens, budget_per, min_thinking" in refused({"zzz": 5})
     assert "unknown policy field 5" in refused({5: 5})
     told = refused({"x" * 10_000: 1})
     assert "(10002 characters)" in told

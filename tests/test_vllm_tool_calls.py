@@ -78,7 +78,7 @@ class Bench:
 
     @cached_property
     def model(self) -> Model:
-        return Model(self.format, self.vocabulary, ThinkPolicy(), self.program.eos_token_ids)
+        return Model(self.format, self.vocabulary, ThinkPolicy(opening="force", ), self.program.eos_token_ids)
 
     @cached_property
     def script(self) -> list[int]:
@@ -202,7 +202,7 @@ def test_every_family_that_can_call_tools_is_here() -> None:
 def test_a_call_comes_out_whole_under_every_budget(family: str, parser: str | None, whole: bool) -> None:
     it = bench(family, OTHERS[family] if parser is None else CALLS[parser], whole)
     for cap in range(len(it.script) + 1):
-        check(it, parser, it.write(ThinkPolicy(max_thinking_tokens=cap), agree=True))
+        check(it, parser, it.write(ThinkPolicy(opening="force", max_thinking_tokens=cap), agree=True))
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["tokens", "text"])
@@ -210,7 +210,7 @@ def test_a_call_comes_out_whole_under_every_budget(family: str, parser: str | No
 def test_no_call_is_begun_below_the_minimum(family: str, parser: str | None, whole: bool) -> None:
     it = bench(family, OTHERS[family] if parser is None else CALLS[parser], whole)
     for least in range(0, len(it.script) + 1, 7):
-        text = it.write(ThinkPolicy(min_thinking_tokens=least, max_thinking_tokens=least), agree=True)
+        text = it.write(ThinkPolicy(opening="force", min_thinking_tokens=least, max_thinking_tokens=least), agree=True)
         check(it, parser, text)
         reasoning, _ = it.read(text)
         assert not any(opener[:3] in reasoning for opener in it.format.implicit_ends)
@@ -221,7 +221,7 @@ def test_no_call_is_begun_below_the_minimum(family: str, parser: str | None, who
 def test_a_call_is_finished_within_max_tokens(family: str, parser: str | None, whole: bool) -> None:
     """The thinking is over before the limit, and the call has the tokens that are kept for an answer."""
     it = bench(family, OTHERS[family] if parser is None else CALLS[parser], whole)
-    policy = ThinkPolicy(reserve_answer_tokens=len(it.script))
+    policy = ThinkPolicy(opening="force", reserve_answer_tokens=len(it.script))
     least = it.program.most_room(it.program.bind(policy))
     for limit in range(least, least + len(it.script) + 1, 5):
         check(it, parser, it.write(policy, limit, agree=True))

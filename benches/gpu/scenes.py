@@ -38,10 +38,11 @@ class Place:
 
 
 ANSWER = "so\n</think>\n\nYes"
+MARKUP = ANSWER + " `so`"  # with markup in it, nothing is taken for the beginning of an end
 PLACES = {
     "thinking": Place(),
     "thinking, 3 drafts each": Place(drafts=3),
-    "answering, nothing to edit": Place("free", "text", chat("text") + ANSWER),
+    "answering, nothing to edit": Place("free", "text", chat("text") + MARKUP),
     "answering, markers banned": Place(head=chat("tokens") + ANSWER),
     "all forced": Place("force", budget=0),
     "one long resume": Place(is_long_output=True),
