@@ -226,8 +226,7 @@ enum {
   TG_STATE_OPENS = 1 << 5,     /* TG_OPEN_AUTO, and the prompt says that thinking is on */
   TG_STATE_NO_CHAT = 1 << 6,   /* beside TG_STATE_INERT: left alone, for the prompt shows no chat */
   /* Of the text since the last marker that began a block or the answer, the token that completed it left out: */
-  TG_STATE_MARKUP = 1
-      << 7, /* a tool call's opener or a TG_MARKUP token; one that leaves one character of an end counts with the next token */
+  TG_STATE_MARKUP = 1 << 7,    /* a tool call's opener or TG_MARKUP; one character of an end counts with the next token */
   TG_STATE_PARAGRAPH = 1 << 8, /* in the answer: visible text, an empty line, visible text again */
   TG_STATE_SPOKEN = 1 << 9,    /* in a block: a visible token that left no start half written */
   TG_STATE_BARE = 1 << 10 /* in a block: a token of its close was not sampled, which closes without its optional parts */
