@@ -1,4 +1,4 @@
-"""One readable example, at least, of each of the twenty rules, on vocabularies small enough to see through.
+"""One readable example, at least, of each rule, on vocabularies small enough to see through.
 
 The numbers are those of docs/semantics.md; what is told in a docstring is what went wrong before the rule was there.
 """

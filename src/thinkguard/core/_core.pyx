@@ -874,7 +874,9 @@ cdef class StateBatch:
         PyBuffer_Release(&row)
 
     def apply(self, intptr_t address, int dtype, int64_t row_stride, int64_t stride, int32_t width):
-        """Decide and edit row i of the logits for state i, in place; strides in elements. Returns how many rows were left alone."""
+        """Decide and edit row i of the logits for state i, in place; strides in elements. Returns in how many rows what was
+        due had been banned before.
+        """
         cdef Py_ssize_t begin = 0, i, many
         cdef int64_t left = 0, row_bytes = row_stride * (4 if dtype == c.TG_FLOAT32 else 2)
         cdef char *rows

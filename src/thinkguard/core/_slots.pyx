@@ -150,7 +150,7 @@ cdef class Slots:
         return self.num_edits
 
     def edit(self, intptr_t address, int dtype, int64_t row_stride, int64_t stride, int32_t width, bint gathered=False):
-        """Carry out the last step's edits in place; how many rows had to be left alone.
+        """Carry out the last step's edits in place; in how many rows what was due had been banned before.
 
         Row i of the logits is the request's at batch index i or, `gathered`, that of the i-th edit. Strides in elements.
         """

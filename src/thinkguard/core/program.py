@@ -339,7 +339,8 @@ class ThinkProgram:
         """Edit logits in place so that each sequence can only go on as its policy allows; row i belongs to state i.
 
         logits: [num_states, width] of float32, float16 or bfloat16, a numpy array or a torch tensor on the CPU, of any
-        strides. Returns how many rows were left as they were because another processor had banned all that is legal.
+        strides. Returns in how many rows another processor had banned the token that was due, which is then skipped, or all
+        that is legal, which leaves the row as it was.
         """
         if isinstance(states, StateBatch):
             return states.edit(logits)
