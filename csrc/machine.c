@@ -107,6 +107,17 @@ static void note_for_loop(const tg_policy* policy, tg_state* state, tg_loop* loo
 
 /* --- what has to be forced next --- */
 
+/* Behind the last marker in front of an answer: what the policy says there, in place of what is left of a close (19). White
+ * space that the marker's own token brought along is not written again; visible text has begun the answer by itself. */
+static void begin_prefix(const tg_program* program, const tg_policy* policy, tg_state* state, const tg_event* event) {
+  int32_t length;
+  sequence(program, policy, TG_SEQ_PREFIX, &length);
+  if (!length || event->tail_visible || state->closed_by == TG_BY_NONE) return;
+  if (policy->answer_prefix_on == TG_PREFIX_FORCED && state->closed_by == TG_BY_MODEL) return;
+  if (state->limit != TG_NO_LIMIT && room_of(state) <= length + policy->min_answer_tokens) return;
+  begin_sequence(program, policy, state, TG_SEQ_PREFIX, event->tail_bytes ? policy->prefix_space : 0);
+}
+
 static void begin_close(const tg_program* program, const tg_policy* policy, tg_state* state) { /* 12, 19 */
   int32_t finish = program->nodes[state->node].finish;
   int bare = state->flags & TG_STATE_BARE || (policy->closes_line && state->block && (state->tail & 0xFF) == '\n');
@@ -192,13 +203,16 @@ static int follow_marker(const tg_program* program, const tg_policy* policy, tg_
         state->closed_by = state->flags & TG_STATE_FORCED ? TG_BY_BUDGET : TG_BY_MODEL;
       if (program->is_channel)
         begin_header(state, TG_BODY_NONE);
-      else
+      else {
         begin_answer(state, TG_BODY_FINAL, event->tail_visible);
+        if (thinking || was == TG_BEFORE) begin_prefix(program, policy, state, event);
+      }
       return 1;
     case TG_ANSWER:
       if (thinking || (was == TG_ANSWERING && program->is_channel)) state->flags |= TG_STATE_VIOLATION;
       if (thinking) state->closed_by = TG_BY_MODEL;
       begin_answer(state, TG_BODY_FINAL, event->tail_visible);
+      if (was == TG_HEADING) begin_prefix(program, policy, state, event);
       return 1;
     case TG_IMPLICIT:
       if (!thinking) return 0;
@@ -280,6 +294,7 @@ static void account(const tg_program* program, const tg_policy* policy, tg_state
   const tg_event* event = tg_event_at(program, step);
   int32_t node_before = state->node, tail_before = state->tail;
   int forced = state->seq && next_in_sequence(program, policy, state) == token;
+  int prefix = forced && state->seq == TG_SEQ_PREFIX;
   state->flags &= ~(TG_STATE_LOOP | TG_STATE_VIOLATION | TG_STATE_FORCED);
   if (forced) {
     state->flags |= TG_STATE_FORCED;
@@ -337,7 +352,7 @@ static void account(const tg_program* program, const tg_policy* policy, tg_state
       visible = 1; /* if not this token, then the half-written start before it */
     }
     note_answer(program, state, node_before, tail_before, info);
-    count_answer(state, visible, forced);
+    count_answer(state, visible && !prefix, forced);
   }
 }
 
@@ -461,6 +476,7 @@ void tg_end_prompt(const tg_program* program, const tg_policy* policy, int32_t r
     tg_begin_prompt(program, policy, state->limit, state, NULL);
   } else if (state->phase == TG_ANSWERING || state->phase == TG_HEADING) {
     if (state->closed_by != TG_BY_NONE) state->closed_by = TG_BY_PROMPT;
+    if (state->seq == TG_SEQ_PREFIX) state->seq = state->pos = 0; /* of answers that the prompt has begun it says nothing */
   }
   state->answer = 0; /* max_answer_tokens is about what is sampled */
 }

@@ -88,6 +88,7 @@ typedef enum {
 typedef enum { TG_EOS_CLOSE = 0, TG_EOS_BAN = 1 } tg_on_eos;
 typedef enum { TG_AT_LINE = 0, TG_AT_SENTENCE = 1 } tg_close_at;
 typedef enum { TG_PER_TURN = 0, TG_PER_BLOCK = 1 } tg_budget_per;
+typedef enum { TG_PREFIX_ANY = 0, TG_PREFIX_FORCED = 1 } tg_answer_prefix_on;
 typedef enum { TG_MARKERS_BAN = 0, TG_MARKERS_ALLOW = 1 } tg_markers;
 typedef enum { TG_FLOAT32 = 0, TG_FLOAT16 = 1, TG_BFLOAT16 = 2 } tg_dtype;
 
@@ -99,7 +100,7 @@ enum {
   TG_HEADER_PATIENCE = 32 /* tokens of a free header */
 };
 
-/* Sequences of tokens that may be forced: the policy's five, and from TG_SEQ_PROGRAM on the program's. */
+/* Sequences of tokens that may be forced: the policy's six, and from TG_SEQ_PROGRAM on the program's. */
 enum {
   TG_SEQ_NONE = 0,
   TG_SEQ_OPEN = 1,   /* start marker and its canonical white space */
@@ -107,7 +108,8 @@ enum {
   TG_SEQ_OFF = 3,    /* the family's thinking-off text */
   TG_SEQ_EXTEND = 4, /* the extension's message */
   TG_SEQ_BARE = 5,   /* of the close, the end marker and what is behind it */
-  TG_SEQ_PROGRAM = 6
+  TG_SEQ_PREFIX = 6, /* canonical text behind the end marker and the answer's prefix */
+  TG_SEQ_PROGRAM = 7
 };
 
 /* What a token does to the automaton when it completes markers; event 0 is "nothing": all of it 0 but space. */
@@ -204,7 +206,8 @@ typedef struct {
   int32_t reserve_answer_tokens; /* >= 0 */
   int32_t loop_tokens;           /* 0: off, else 4 .. 4 * TG_LOOP_PERIODS */
   int32_t markers_in_answer;     /* tg_markers */
-  int32_t longest_close;         /* tokens of the longest sequence that may end the thinking, >= 0 */
+  int32_t answer_prefix_on;      /* tg_answer_prefix_on: the closes behind which TG_SEQ_PREFIX is forced */
+  int32_t longest_close;         /* tokens of the longest sequence that may end the thinking, a prefix included, >= 0 */
   int32_t num_eos;               /* 0..TG_MAX_EOS */
   int32_t eos[TG_MAX_EOS];       /* the first num_eos; eos[0] is the one that is forced */
   float close_bias;              /* logits, >= 0 */
@@ -212,7 +215,8 @@ typedef struct {
   int32_t lead_word;             /* line breaks in front of the extension's message, packed big-endian */
   int32_t lead_bytes;            /* of them, 0..4 */
   int32_t lead[4];               /* [k]: the token that goes on where the text ends in the first k of them */
-  int32_t seq_offset[7];         /* sequence s (1..5) has tokens seq_offset[s] .. seq_offset[s + 1] - 1; never falls */
+  int32_t prefix_space;          /* tokens of canonical white space that TG_SEQ_PREFIX begins with, >= 0 */
+  int32_t seq_offset[8];         /* sequence s (1..6) has tokens seq_offset[s] .. seq_offset[s + 1] - 1; never falls */
   int32_t tokens;                /* where the tokens lie, in int32 from the beginning of this struct */
 } tg_policy;
 

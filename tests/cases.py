@@ -134,6 +134,7 @@ def policy(rng):
         least = rng.choice([0, 0, 0, 1, 3])
         extend = rng.choice([(None, 0), (None, 0), ("Wait", 1), ("\na", 2)])
         soft = rng.choice([(None, 0.0), (None, 0.0), (1, 3.0)])
+        prefix = rng.choice(["", "", "", " is", "\nthat it:", "a"])
         try:
             return ThinkPolicy(
                 max_thinking_tokens=most,
@@ -154,6 +155,8 @@ def policy(rng):
                 reserve_answer_tokens=rng.choice([0, 0, 3]),
                 loop_tokens=rng.choice([0, 0, 4, 8]),
                 markers_in_answer=rng.choice(["ban", "ban", "ban", "allow"]),
+                answer_prefix=prefix,
+                answer_prefix_on=rng.choice(["any", "forced"]) if prefix else "any",
             )
         except PolicyError:
             continue

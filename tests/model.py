@@ -102,6 +102,10 @@ class Model:
         self.lead = message[: message.rfind("\n", 0, len(message) - len(words)) + 1] if words else ""  # rule 18
         self.extend = self.spell(self.symbols(message[len(self.lead) :]))
         self.bare = self.spell_before_text(self.symbols(format.close_text[format.close_text.index(format.ends[0]) :]))
+        behind = "" if channel else self.end_space  # rule 19
+        lead = policy.answer_prefix[: len(policy.answer_prefix) - len(policy.answer_prefix.lstrip(" \t\n\r\f\v"))]
+        twice = next(n for n in range(len(lead), -1, -1) if behind.endswith(lead[:n]))
+        self.prefix = self.spell(self.symbols(behind + policy.answer_prefix[twice:])) if policy.answer_prefix else []
         self.newline = next(iter(self.line_breaks()), None)
         marks = [symbols for symbols, kind, spelled in self.markers if kind == "end" and self.is_mark(symbols, spelled)]
         self.marks = {symbols[0] for symbols in marks}
@@ -112,7 +116,7 @@ class Model:
         names = [self.spell(self.symbols(text)) for text in (*format.answer_starts, *format.starts)]
         self.header_tokens = len(self.header) + max(map(len, names)) if channel else 0
         begun = [symbols[:i] for symbols, _, _ in self.markers for i in range(1, len(symbols))]
-        self.longest_close = max(len(self.close), *(len(self.finish_of(text)) for text in begun))
+        self.longest_close = max(len(self.close), *(len(self.finish_of(text)) for text in begun)) + len(self.prefix)
 
     # --- text ---
 
@@ -241,7 +245,7 @@ class Model:
         self.thinking = self.block = self.blocks = self.visible = self.answer = self.blank = self.extensions = 0
         self.length = self.header_count = 0
         self.space, self.closed_by, self.body, self.history = None, "none", "none", []
-        self.markup = self.paragraph = self.spoken = self.is_bare = False
+        self.markup = self.paragraph = self.spoken = self.is_bare = self.in_prefix = False
 
     def says_on(self, prompt_ids):
         """Rule 10: whether a prompt holds a text that says that thinking is on."""
@@ -273,6 +277,8 @@ class Model:
             self.settle()
         elif self.phase in ("answering", "heading") and self.closed_by != "none":
             self.closed_by = "prompt"
+            if self.in_prefix:
+                self.seq, self.pos = [], 0
         self.answer = 0  # max_answer_tokens is about what is sampled
         return self
 
@@ -312,6 +318,7 @@ class Model:
 
     def account(self, token):
         self.loop = self.violation = self.forced = False
+        in_prefix = bool(self.seq) and self.in_prefix
         if self.seq and self.seq[self.pos] == token:
             self.forced = True
             self.pos += 1
@@ -367,9 +374,10 @@ class Model:
                 visible = True
             self.markup |= self.shows_markup(before, token)
             self.paragraph |= visible and raw_before.endswith(b"\n\n") and self.visible > 0  # 20a
-            self.visible += visible
+            said = in_prefix and self.forced
+            self.visible += visible and not said
             self.answer += not self.forced
-            self.blank = 0 if visible else self.blank + (not self.forced)
+            self.blank = 0 if visible and not said else self.blank + (not self.forced)
 
     def follow(self, token, found, was):
         """Rule 1: the last marker decides, legal or not."""
@@ -394,12 +402,16 @@ class Model:
                 self.begin_header("none")
             else:
                 self.begin_answer("final", tail_visible)
+                if was != "answering":
+                    self.begin_prefix(token, found)
         elif kind == "answer":
             if thinking or (was == "answering" and self.is_channel):
                 self.violation = True
             if thinking:
                 self.closed_by = "model"
             self.begin_answer("final", tail_visible)
+            if was == "heading":
+                self.begin_prefix(token, found)
         elif kind == "implicit":
             if not thinking:
                 return False
@@ -432,6 +444,21 @@ class Model:
 
     def begin(self, seq, pos=0):
         self.seq, self.pos = (list(seq), pos) if pos < len(seq) else ([], 0)
+        self.in_prefix = False
+
+    def begin_prefix(self, token, found):
+        """Rule 19: what is said behind an end marker."""
+        room = INF if self.limit is None else self.limit - self.length
+        if self.tail_visible(token, found) or self.closed_by == "none" or not self.prefix:
+            return
+        if self.policy.answer_prefix_on == "forced" and self.closed_by == "model":
+            return
+        if room > len(self.prefix) + self.policy.min_answer_tokens:
+            has_tail = len(self.symbols_of(token)) > found.markers[-1][2]
+            space = "" if self.is_channel else self.end_space[: len(self.end_space) - len(self.end_space.lstrip())]
+            lengths = [sum(len(self.bytes_of(t)) for t in self.prefix[: i + 1]) for i in range(len(self.prefix))]
+            self.begin(self.prefix, sum(length <= len(space) for length in lengths) if has_tail else 0)
+            self.in_prefix = bool(self.seq)
 
     def begin_answer(self, body, visible):
         self.markup = self.paragraph = self.spoken = self.is_bare = False

@@ -64,7 +64,8 @@ class Reading:
         if whole:
             if not match:
                 return "the whole text has another structure"
-            shown = re.split(any_of(self.openers), match["answer"])[-1]
+            shown = re.split(any_of(self.openers), match["answer"])[-1].lstrip(" \n")
+            shown = shown.removeprefix(policy.answer_prefix.lstrip(" \n"))  # which is no answer yet
             if policy.min_answer_tokens and not VISIBLE.search(shown):
                 return "the answer is empty"
             return ""
@@ -119,6 +120,7 @@ class Harmony(Reading):
             if not match:
                 return "the whole text has another structure"
             shown = match["final"] if match["final"] is not None else match.groupdict().get("call")
+            shown = shown.lstrip(" \n").removeprefix(policy.answer_prefix.lstrip(" \n"))
             if policy.min_answer_tokens and not VISIBLE.search(shown):
                 return "the answer is empty"
             return ""
@@ -555,6 +557,7 @@ def draw_policy(rng, **given) -> ThinkPolicy:
         least = rng.choice([0, 0, 0, 1, 3, 8])
         extend = rng.choice([(None, 0)] * 3 + [("Wait", 1), ("\nHmm, let me check.", 2)]) if least else (None, 0)
         soft = rng.choice([(None, 0.0), (None, 0.0), (least, 30.0)])
+        prefix = rng.choice(["", "", "", "\n\nFinal answer:", "So it is: "])
         fields = {
             "max_thinking_tokens": most,
             "min_thinking_tokens": least,
@@ -573,6 +576,8 @@ def draw_policy(rng, **given) -> ThinkPolicy:
             "reserve_answer_tokens": rng.choice([0, 0, 3]),
             "loop_tokens": rng.choice([0, 0, 0, 8, 24]),
             "markers_in_answer": rng.choice(["ban"] * 9 + ["allow"]),
+            "answer_prefix": prefix,
+            "answer_prefix_on": rng.choice(["any", "forced"]) if prefix else "any",
         } | given
         try:
             return ThinkPolicy(**fields)

@@ -32,7 +32,7 @@ def test_constants_are_those_of_the_header() -> None:
 def test_every_enum_has_its_values_from_the_core() -> None:
     enums = [thing for thing in vars(names).values() if isinstance(thing, type) and issubclass(thing, (IntEnum, IntFlag))]
     enums = [enum for enum in enums if enum not in (IntEnum, IntFlag)]
-    assert len(enums) == 14
+    assert len(enums) == 15
     source = Path(names.__file__).read_text(encoding="utf-8")
     assert not re.search(r"= -?\d", source), "a number stands in names.py itself"
     used = set(re.findall(r'_C\["(\w+)"\]', source))
@@ -49,11 +49,12 @@ def test_structs_are_read_in_the_order_of_the_header() -> None:
 
 
 def test_a_policy_reaches_the_core_by_the_names_of_its_fields() -> None:
-    own = {"longest_close", "num_eos", "eos", "seq_offset", "tokens", "closes_line"}
+    own = {"longest_close", "num_eos", "eos", "seq_offset", "tokens", "closes_line", "prefix_space"}
     own |= {"lead", "lead_word", "lead_bytes"}  # what binding adds
     assert set(fields_of("tg_policy")) - own == set(_fields_of(ThinkPolicy())) == set(POLICY_FIELDS) - {
         "close_message",
         "extend_message",
+        "answer_prefix",
     }
     for field, choices in CHOICES.items():
         for value, choice in enumerate(choices):

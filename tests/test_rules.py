@@ -1092,3 +1092,108 @@ def test_a_message_of_special_tokens_is_refused():
 def test_a_policy_that_forces_eos_needs_one():
     with pytest.raises(PolicyError, match="no EOS is known"):
         Guarded(max_answer_tokens=3, eos_token_ids=[])
+
+
+# --- 19: the answer's prefix ---
+
+
+def test_an_answer_begins_with_its_prefix_behind_the_canonical_white_space():
+    row = thinking("x", max_thinking_tokens=1, answer_prefix="It is:")
+    assert row.forced() == "\n</think>\n\nIt is:"
+    assert (row.phase, row.count["visible"], row.count["answer"]) == ("answering", 0, 0)
+    assert not row.allows("<eos>")  # the prefix is no answer yet
+    assert row.say("7").allows("<eos>")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "written"), [("\n\nIt:", "\n\nIt:"), ("\nIt:", "\n\nIt:"), ("\n\n\nIt:", "\n\n\nIt:"), (" It:", "\n\n It:")]
+)
+def test_white_space_that_the_prefix_shares_with_the_format_is_written_once(prefix, written):
+    assert thinking("x", max_thinking_tokens=1, answer_prefix=prefix).forced() == f"\n</think>{written}"
+
+
+def test_a_prefix_stands_behind_an_end_that_the_model_wrote():
+    assert thinking("x", "</", "think", ">", answer_prefix="It is:").forced() == "\n\nIt is:"
+    said = thinking("x", "</", "think", ">\n\n", answer_prefix="It is:")  # its white space is there
+    assert said.forced() == "It is:"
+    said = thinking("x", "</", "think", ">yes", answer_prefix="It is:")  # the answer has begun by itself
+    assert said.forced() == ""
+    assert said.count["visible"] == 1
+
+
+def test_a_prefix_for_forced_closes_alone():
+    fields = {"answer_prefix": "It is:", "answer_prefix_on": "forced", "max_thinking_tokens": 4}
+    assert thinking("</", "think", ">", **fields).forced() == ""
+    assert thinking(*"xxxx", **fields).forced() == "\n</think>\n\nIt is:"
+
+
+def test_a_prefix_behind_a_close_that_finishes_a_half_written_end():
+    assert thinking("x", "\n</", max_thinking_tokens=2, answer_prefix="It is:").forced() == "think>\n\nIt is:"
+
+
+def test_thinking_that_is_off_has_a_prefix_too_and_an_answer_of_the_prompt_has_none():
+    row = Guarded(prompt=["<assistant>"], opening="forbid", answer_prefix="It is:")
+    assert row.forced().endswith("</think>\n\nIt is:")
+    begun = ["<assistant>", "<th", "ink>", "\n", "</", "think", ">"]
+    assert Guarded(prompt=begun, answer_prefix="It is:").forced() == ""
+    assert Guarded(prompt=[*begun, "\n\n"], answer_prefix="It is:").forced() == ""
+
+
+def test_a_tool_call_in_the_thinking_has_no_prefix():
+    format = replace(ThinkFormat.from_name("think"), implicit_ends=("<call>",))
+    row = thinking("x", format=format, added=["<call>"], answer_prefix="It is:").say("<call>")
+    assert (row.phase, row.forced()) == ("answering", "")
+
+
+def test_a_prefix_that_is_not_said_is_left_out_for_good():
+    row = thinking("</", "think", ">", answer_prefix="It is:")
+    assert row.row.decide().kind == FORCE
+    assert row.say("\n\n", "N").forced() == ""
+    assert row.count["visible"] == 1
+
+
+def test_a_prefix_has_room_in_max_tokens():
+    row = thinking(max_tokens=40, answer_prefix="It is:")
+    while row.row.decide().kind != FORCE:
+        row.say("x")
+    assert row.forced().endswith("</think>\n\nIt is:")
+    assert row.count["length"] <= 38  # an answer and EOS fit behind it
+    with pytest.raises(InputError, match="answer_prefix"):
+        Guarded(prompt=["<assistant>"], opening="forbid", answer_prefix="It is:", max_tokens=10)
+
+
+def test_a_prefix_does_not_count_for_the_most_that_an_answer_may_have():
+    row = thinking("</", "think", ">", answer_prefix="It is:", max_answer_tokens=2)
+    assert row.forced() == "\n\nIt is:"
+    assert row.say("4", "2").best() == "<eos>"
+
+
+def test_a_prefix_is_behind_each_end_of_several_blocks():
+    row = thinking("</", "think", ">", answer_prefix="It:", max_think_blocks=2)
+    assert row.forced() == "\n\nIt:"
+    row.say("a", "<th", "ink>", "b", "</", "think", ">")
+    assert row.forced() == "\n\nIt:"
+
+
+def test_a_prefix_that_could_write_a_marker_is_refused():
+    for prefix in ("</think>", "a<think>b", "<eos>"):
+        with pytest.raises(PolicyError, match="answer_prefix="):
+            thinking(answer_prefix=prefix)
+    with pytest.raises(PolicyError, match="must be a string; leave it out for none"):
+        ThinkPolicy(answer_prefix=None)
+
+
+def test_a_prefix_and_a_grammar_exclude_each_other():
+    format = ThinkFormat(name="tokens", starts=("<think>",), ends=("</think>",), open_text="<think>", close_text="</think>")
+    program = Guarded(format, added=["<think>", "</think>"]).program
+    assert program.bind(ThinkPolicy(), bare_close=True)
+    with pytest.raises(PolicyError, match="the grammar decides how the answer begins"):
+        program.bind(ThinkPolicy(answer_prefix="It is:"), bare_close=True)
+
+
+def test_channel_the_final_message_begins_with_the_prefix():
+    guard = harmony(max_thinking_tokens=1, answer_prefix="It is:").say("<|channel|>", *"analysis", "<|message|>", "a")
+    assert guard.forced() == "<|end|><|start|>assistant<|channel|>"
+    guard.say(*"final", "<|message|>")
+    assert guard.forced() == "It is:"
+    assert (guard.phase, guard.count["visible"]) == ("answering", 0)

@@ -19,6 +19,7 @@ from vllm.exceptions import VLLMValidationError
 
 CLASS = "thinkguard.vllm:ThinkLogitsProcessor"
 ABSENT = object()
+MESSAGES = ("close_message", "extend_message", "answer_prefix")
 
 
 def params(argument=ABSENT, **fields):
@@ -89,13 +90,13 @@ def test_what_is_not_json_is_told_so(text):
 
 
 def test_json_has_a_greatest_length_and_names_every_field_once():
-    assert "20002 characters of JSON, and 16384 are read" in refused(json.dumps("x" * 20_000))
+    assert "20002 characters of JSON, and 19456 are read" in refused(json.dumps("x" * 20_000))
     assert "gives 'max_thinking_tokens' twice" in refused('{"max_thinking_tokens": 5, "max_thinking_tokens": 6}')
 
 
 def test_the_longest_messages_fit_into_the_json_that_is_read():
     worst = "\x01" * MAX_MESSAGE_BYTES  # \u0001, six characters each
-    fields = {"close_message": worst, "extend_message": worst, "max_extensions": 1, "min_thinking_tokens": 1}
+    fields = dict.fromkeys(MESSAGES, worst) | {"max_extensions": 1, "min_thinking_tokens": 1}
     assert admitted(json.dumps(fields)) == fields
 
 
@@ -120,7 +121,7 @@ def test_what_only_the_server_may_say(name, value):
 @pytest.mark.parametrize("name", POLICY_FIELDS)
 @pytest.mark.parametrize("value", [True, "x", -1, 1.5, [], {}, 2**70, float("nan"), float("inf"), 10**4000])
 def test_a_value_that_a_field_cannot_have_is_named_with_it(name, value):
-    fine = isinstance(value, str) and "message" in name
+    fine = isinstance(value, str) and name in MESSAGES
     fine |= name == "close_bias" and value == 1.5
     if fine:
         assert admitted({name: value}) == {name: value}
@@ -141,7 +142,7 @@ def test_null_is_kept_where_it_means_something():
     assert "min_thinking_tokens=None" in refused({"min_thinking_tokens": None})
 
 
-@pytest.mark.parametrize("name", ["close_message", "extend_message"])
+@pytest.mark.parametrize("name", MESSAGES)
 def test_messages_have_a_greatest_length_in_bytes(name):
     assert admitted({name: "é" * (MAX_MESSAGE_BYTES // 2)})
     told = refused({name: "é" * (MAX_MESSAGE_BYTES // 2 + 1)})

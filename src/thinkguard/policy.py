@@ -15,6 +15,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "budget_per": ("turn", "block"),
     "opening": ("force", "allow", "forbid", "auto"),
     "markers_in_answer": ("ban", "allow"),
+    "answer_prefix_on": ("any", "forced"),
 }
 # field -> (lowest, highest or None, may be None)
 COUNTS: dict[str, tuple[int, int | None, bool]] = {
@@ -60,6 +61,8 @@ class ThinkPolicy:
     reserve_answer_tokens: int = 0  # kept free of thinking where max_tokens is known
     loop_tokens: int = 0  # close when the last ones repeat with a period of at most a quarter of them; 0: off
     markers_in_answer: Literal["ban", "allow"] = "ban"
+    answer_prefix: str = ""  # said right behind the end marker: the answer begins with it
+    answer_prefix_on: Literal["any", "forced"] = "any"  # behind every end, or only where the guard closes
 
     def __post_init__(self) -> None:
         values = {name: getattr(self, name) for name in POLICY_FIELDS}
@@ -116,8 +119,8 @@ def check_value(name: str, value: object) -> None:
 
 
 def _check_message(name: str, value: object) -> None:
-    if name == "close_message" and not isinstance(value, str):
-        raise PolicyError(f"close_message={shown(value)}: must be a string; leave it out for none")
+    if name in ("close_message", "answer_prefix") and not isinstance(value, str):
+        raise PolicyError(f"{name}={shown(value)}: must be a string; leave it out for none")
     if name == "extend_message" and value is not None and (not isinstance(value, str) or not value):
         raise PolicyError(f"extend_message={shown(value)}: must be a string with text in it, or None")
     if isinstance(value, str) and value.encode("utf-8", "ignore").decode() != value:

@@ -61,7 +61,7 @@ typedef struct {
   tg_patterns patterns;
   tg_program program;
   tg_policy policy;
-  int32_t policy_token[5 * 4]; /* behind the policy, as its offset says */
+  int32_t policy_token[6 * 4]; /* behind the policy, as its offset says */
 } world;
 
 static void make_vocabulary(bytes* in, world* w) {
@@ -183,6 +183,7 @@ static void make_policy(bytes* in, world* w) {
   p->reserve_answer_tokens = take(in, 3);
   p->loop_tokens = take(in, 2) ? 4 + take(in, 253) : 0;
   p->markers_in_answer = take(in, 4) == 0;
+  p->answer_prefix_on = take(in, 2);
   p->longest_close = 4 + take(in, 3);
   p->num_eos = take(in, 4);
   for (int32_t i = 0; i < p->num_eos; i++) p->eos[i] = take(in, num_tokens + 4);
@@ -195,6 +196,7 @@ static void make_policy(bytes* in, world* w) {
     for (int32_t i = 0; i < length; i++) w->policy_token[p->seq_offset[s] + i] = take(in, num_tokens);
     p->seq_offset[s + 1] = p->seq_offset[s] + length;
   }
+  p->prefix_space = take(in, p->seq_offset[TG_SEQ_PREFIX + 1] - p->seq_offset[TG_SEQ_PREFIX] + 1);
   p->tokens = (int32_t)(((uint8_t*)w->policy_token - (uint8_t*)p) / sizeof(int32_t));
 }
 

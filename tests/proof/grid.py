@@ -24,6 +24,7 @@ VALUES: dict[str, tuple] = {
     "grace_tokens": (0, 1, 2),
     "close_at": ("line", "sentence"),
     "close_message": (False, True),  # the world has its text
+    "answer_prefix": (False, True),  # the same one
     "max_extensions": (0, 1, 2),
     "max_think_blocks": (1, 2, 3),
     "min_answer_tokens": (0, 1, 2),
@@ -40,6 +41,7 @@ GRID: dict[str, tuple] = {
     "max_answer_tokens": (None, 1, 3),
     "soft_thinking_tokens": (None,),
     "loop_tokens": (0,),
+    "answer_prefix": (False,),
 }
 """The fields that have fewer values in the grid, of which every combination is explored."""
 FEWER: dict[str, tuple] = {"min_thinking_tokens": (0, 2), "grace_tokens": (0, 2)}
@@ -51,6 +53,7 @@ def policy(world: World, values: dict) -> ThinkPolicy | None:
     """A policy of these values, None where they contradict each other."""
     fields = dict(values)
     fields["close_message"] = world.message if fields["close_message"] else ""
+    fields["answer_prefix"] = world.message if fields["answer_prefix"] else ""
     fields["extend_message"] = world.wait if fields["max_extensions"] else None
     fields["close_bias"] = 3.0 if fields["soft_thinking_tokens"] is not None else 0.0
     try:

@@ -33,6 +33,9 @@ cdef extern from "thinkguard.h" nogil:
     ctypedef enum tg_budget_per:
         TG_PER_TURN, TG_PER_BLOCK
 
+    ctypedef enum tg_answer_prefix_on:
+        TG_PREFIX_ANY, TG_PREFIX_FORCED
+
     ctypedef enum tg_markers:
         TG_MARKERS_BAN, TG_MARKERS_ALLOW
 
@@ -43,7 +46,7 @@ cdef extern from "thinkguard.h" nogil:
         TG_NO_LIMIT, TG_MAX_EOS, TG_LOOP_PERIODS, TG_BLANK_PATIENCE, TG_HEADER_PATIENCE
 
     enum:
-        TG_SEQ_NONE, TG_SEQ_OPEN, TG_SEQ_CLOSE, TG_SEQ_OFF, TG_SEQ_EXTEND, TG_SEQ_BARE, TG_SEQ_PROGRAM
+        TG_SEQ_NONE, TG_SEQ_OPEN, TG_SEQ_CLOSE, TG_SEQ_OFF, TG_SEQ_EXTEND, TG_SEQ_BARE, TG_SEQ_PREFIX, TG_SEQ_PROGRAM
 
     enum:
         TG_STATE_INERT, TG_STATE_LOOP, TG_STATE_RECIPIENT, TG_STATE_VIOLATION, TG_STATE_FORCED
@@ -111,12 +114,14 @@ cdef extern from "thinkguard.h" nogil:
         int32_t reserve_answer_tokens
         int32_t loop_tokens
         int32_t markers_in_answer
+        int32_t answer_prefix_on
         int32_t longest_close, num_eos
         int32_t eos[16]
         float close_bias
         int32_t closes_line, lead_word, lead_bytes
         int32_t lead[4]
-        int32_t seq_offset[7]
+        int32_t prefix_space
+        int32_t seq_offset[8]
         int32_t tokens
 
     ctypedef struct tg_state:

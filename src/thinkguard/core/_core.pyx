@@ -35,6 +35,7 @@ CONSTANTS = {
     "BODY_PREAMBLE": c.TG_BODY_PREAMBLE, "OPEN_FORCE": c.TG_OPEN_FORCE, "OPEN_ALLOW": c.TG_OPEN_ALLOW,
     "OPEN_FORBID": c.TG_OPEN_FORBID, "OPEN_AUTO": c.TG_OPEN_AUTO, "EOS_CLOSE": c.TG_EOS_CLOSE, "EOS_BAN": c.TG_EOS_BAN, "AT_LINE": c.TG_AT_LINE,
     "AT_SENTENCE": c.TG_AT_SENTENCE, "PER_TURN": c.TG_PER_TURN, "PER_BLOCK": c.TG_PER_BLOCK,
+    "PREFIX_ANY": c.TG_PREFIX_ANY, "PREFIX_FORCED": c.TG_PREFIX_FORCED, "SEQ_PREFIX": c.TG_SEQ_PREFIX,
     "MARKERS_BAN": c.TG_MARKERS_BAN, "MARKERS_ALLOW": c.TG_MARKERS_ALLOW,
     "FLOAT32": c.TG_FLOAT32, "FLOAT16": c.TG_FLOAT16, "BFLOAT16": c.TG_BFLOAT16, "NO_LIMIT": c.TG_NO_LIMIT,
     "MAX_EOS": c.TG_MAX_EOS, "LOOP_PERIODS": c.TG_LOOP_PERIODS, "BLANK_PATIENCE": c.TG_BLANK_PATIENCE,
@@ -421,11 +422,11 @@ cdef class BoundPolicy:
 
     def __cinit__(self, Tables tables not None, object source, object fields not None, list sequences not None,
                   tuple eos_token_ids not None):
-        """`fields` are those of tg_policy by name, the sequences (open, close, off, extend, bare) and the EOS set aside."""
+        """`fields` are those of tg_policy by name, the sequences (open, close, off, extend, bare, prefix) and the EOS set aside."""
         if len(eos_token_ids) > c.TG_MAX_EOS:
             raise InputError(f"eos_token_ids={eos_token_ids!r}: at most {c.TG_MAX_EOS} ids can end a sequence")
         if len(sequences) != c.TG_SEQ_PROGRAM - 1 - c.TG_SEQ_NONE:
-            raise ValueError(f"{len(sequences)} sequences: wanted five, of the tokens that open, close, skip, extend and close without a message")
+            raise ValueError(f"{len(sequences)} sequences: wanted six, of the tokens that open, close, skip, extend, close without a message, and begin the answer")
         fields = dict(fields)
         if not 0 <= fields.get("loop_tokens", 0) <= 4 * c.TG_LOOP_PERIODS:
             raise ValueError(f"loop_tokens={fields['loop_tokens']}: must lie between 0 and {4 * c.TG_LOOP_PERIODS}")
@@ -470,7 +471,7 @@ cdef class BoundPolicy:
     def sequence(self, int seq):
         """The tokens of one of the policy's own sequences, `names.Seq`."""
         if not c.TG_SEQ_NONE < seq < c.TG_SEQ_PROGRAM:
-            raise IndexError(f"sequence {seq} is none of a policy's own, 1 to 4")
+            raise IndexError(f"sequence {seq} is none of a policy's own, 1 to {c.TG_SEQ_PROGRAM - 1}")
         return self.tokens[self.policy.seq_offset[seq]:self.policy.seq_offset[seq + 1]].tolist()
 
 

@@ -98,6 +98,7 @@ class Seq(IntEnum):
     OFF = _C["SEQ_OFF"]
     EXTEND = _C["SEQ_EXTEND"]
     BARE = _C["SEQ_BARE"]
+    PREFIX = _C["SEQ_PREFIX"]
     PROGRAM = _C["SEQ_PROGRAM"]
 
 
@@ -138,6 +139,13 @@ class BudgetPer(IntEnum):
 
     TURN = _C["PER_TURN"]
     BLOCK = _C["PER_BLOCK"]
+
+
+class AnswerPrefixOn(IntEnum):
+    """`ThinkPolicy.answer_prefix_on`, in lower case."""
+
+    ANY = _C["PREFIX_ANY"]
+    FORCED = _C["PREFIX_FORCED"]
 
 
 class MarkersInAnswer(IntEnum):

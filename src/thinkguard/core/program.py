@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,18 @@ import numpy.typing as npt
 from thinkguard.core._core import Action, BoundPolicy, StateBatch, Tables, ThinkState, int32_of
 from thinkguard.core.compile import Compiled, compile_format, signed
 from thinkguard.core.ids import MOST_ID, count_of, eos_ids_of, no_id, row_of
-from thinkguard.core.names import NO_LIMIT, BudgetPer, CloseAt, MarkersInAnswer, OnEos, Opening, Phase, Seq, StateFlag
+from thinkguard.core.names import (
+    NO_LIMIT,
+    AnswerPrefixOn,
+    BudgetPer,
+    CloseAt,
+    MarkersInAnswer,
+    OnEos,
+    Opening,
+    Phase,
+    Seq,
+    StateFlag,
+)
 from thinkguard.core.trace import ThinkTrace, explain
 from thinkguard.errors import FormatError, InputError, PolicyError
 from thinkguard.formats import ThinkFormat
@@ -27,10 +38,10 @@ _MAX_BOUND = 256  # policies kept bound to a program
 
 
 _CHOICES = {"budget_per": BudgetPer, "close_at": CloseAt, "on_eos": OnEos, "opening": Opening}
-_CHOICES |= {"markers_in_answer": MarkersInAnswer}
+_CHOICES |= {"markers_in_answer": MarkersInAnswer, "answer_prefix_on": AnswerPrefixOn}
 _FIRST_WINDOW = 256  # tokens of a prompt that are looked at first
 _WIDTH = "the width of the logits, or None"
-_SPELLED = ("close_message", "extend_message")  # fields that reach C as sequences of tokens
+_SPELLED = ("close_message", "extend_message", "answer_prefix")  # fields that reach C as sequences of tokens
 
 
 def _fields_of(policy: ThinkPolicy) -> dict[str, int | float]:
@@ -122,13 +133,20 @@ class ThinkProgram:
             )
         close, off, bare = self._close(policy.close_message), self._compiled.off, self._compiled.bare
         if bare_close:
+            if policy.answer_prefix:
+                raise PolicyError(
+                    f"answer_prefix={policy.answer_prefix!r} with a grammar for the answer: the grammar decides how the "
+                    "answer begins; leave answer_prefix out, or put it into the grammar"
+                )
             close, off, bare = self._bare(close), self._bare(off), self._bare(bare)
         extend, lead = self._extension(policy.extend_message or "")
+        prefix, space = self._prefix(policy.answer_prefix)
         scalars = self._compiled.scalars
-        longest = max(len(close), scalars["longest_finish"], scalars["longest_call"])
+        longest = max(len(close), scalars["longest_finish"], scalars["longest_call"]) + len(prefix)
         fields = _fields_of(policy) | {"opening": self._opening(policy), "longest_close": longest} | lead
+        fields["prefix_space"] = space
         fields["closes_line"] = int(not policy.close_message and self.format.close_text.startswith("\n"))
-        sequences = [self._compiled.open, close, off, extend, bare]
+        sequences = [self._compiled.open, close, off, extend, bare, prefix]
         bound = BoundPolicy(self.tables, policy, fields, sequences, eos)
         self._refuse_eos_in(eos, [token_id for sequence in sequences for token_id in sequence])
         return bound
@@ -178,6 +196,27 @@ class ThinkProgram:
                 f"format {self.format.name!r}: reword its end"
             )
         return close
+
+    def _prefix(self, prefix: str) -> tuple[list[int], int]:
+        """What is forced behind an end marker, and how many of its tokens are the canonical white space there.
+
+        The canonical text behind the marker stands in front; line breaks that the prefix begins with too are written once.
+        """
+        if not self._message("answer_prefix", prefix):
+            return [], 0
+        behind = "" if self.format.channel else self.format.close_text.rpartition(self.format.ends[0])[2]
+        lead = prefix[: len(prefix) - len(prefix.lstrip(" \t\n\r\f\v"))]
+        twice = next((length for length in range(len(lead), 0, -1) if behind.endswith(lead[:length])), 0)
+        token_ids = self.vocabulary.encode(behind + prefix[twice:])
+        wanted = self._kinds_of(self.vocabulary.encode(behind)) if behind else 0
+        if self._kinds_of(token_ids) != wanted or self.tables.kinds_on_the_way(np.array(token_ids, np.int32)) & ~wanted:
+            raise PolicyError(
+                f"answer_prefix={prefix!r} could complete a marker together with what format {self.format.name!r} writes "
+                "behind an end marker: reword its beginning"
+            )
+        ends = accumulate(len(self.vocabulary.token_bytes(token_id)) for token_id in token_ids)
+        space = len(behind) - len(behind.lstrip(" \t\n\r\f\v"))
+        return token_ids, sum(end <= space for end in ends)
 
     def _extension(self, message: str) -> tuple[list[int], dict[str, Any]]:
         """The extension's words, and the line breaks in front of them as tg_policy has them.
@@ -304,6 +343,7 @@ class ThinkProgram:
             opens = self.tables.scalars["header_tokens"]
         elif phase == Phase.BEFORE:
             opens = len(state.policy.sequence(Seq.OPEN if is_forced else Seq.OFF))
+            opens += 0 if is_forced else len(state.policy.sequence(Seq.PREFIX))
         if phase in (Phase.THINKING, Phase.CLOSING) or (phase == Phase.BEFORE and is_forced):
             closes = state.policy.close_room - policy.min_answer_tokens
         needed = opens + closes + policy.min_answer_tokens
@@ -311,7 +351,7 @@ class ThinkProgram:
             raise InputError(
                 f"max_tokens={max_tokens} is too small: opening, closing and an answer of "
                 f"{max(policy.min_answer_tokens, policy.reserve_answer_tokens)} take {needed}; raise max_tokens or lower "
-                "reserve_answer_tokens, min_answer_tokens or the close_message"
+                "reserve_answer_tokens or min_answer_tokens, or shorten close_message or answer_prefix"
             )
 
     def _left_of_sequence(self, state: ThinkState) -> int:

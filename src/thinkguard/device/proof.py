@@ -29,7 +29,7 @@ _POLICIES = (
     ThinkPolicy(loop_tokens=16, opening="allow", markers_in_answer="allow"),
     ThinkPolicy(max_thinking_tokens=30, soft_thinking_tokens=2, close_bias=3.5, grace_tokens=20, close_at="sentence"),
     ThinkPolicy(min_thinking_tokens=12, max_extensions=2, extend_message="Wait", min_answer_tokens=6, on_eos="ban"),
-    ThinkPolicy(max_thinking_tokens=9, close_message="Stop."),
+    ThinkPolicy(max_thinking_tokens=9, close_message="Stop.", answer_prefix="So:"),
     ThinkPolicy(max_answer_tokens=9, min_answer_tokens=9, reserve_answer_tokens=4, max_think_blocks=2),
     ThinkPolicy(opening="forbid"),
 )

@@ -26,7 +26,7 @@ ARGUMENT = "thinkguard"  # in extra_args, vllm_xargs and additional_config
 BUDGET = "thinking_token_budget"  # vLLM's own word for max_thinking_tokens
 SERVER_FIELDS = ("format", "raw_completions")
 
-_MAX_JSON = 16_384  # characters; two messages of the greatest length fit in, every character escaped
+_MAX_JSON = 19_456  # characters; three messages of the greatest length fit in, every character escaped
 
 
 def admit(params: Any) -> None:
