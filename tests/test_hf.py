@@ -284,8 +284,9 @@ def test_continuous_batching():
         max_new_tokens=40, do_sample=False, eos_token_id=TEXT.eos_ids[0], pad_token_id=TEXT.pad_ids[0]
     )
     model.set_attn_implementation("paged|eager")
+    small = transformers.ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=256)  # else most of the free memory
     with guard.attach(model):
-        results = model.generate_batch(inputs, generation_config=config, progress_bar=False)
+        results = model.generate_batch(inputs, config, small, progress_bar=False)
     outputs = {tuple(result.prompt_ids): result.generated_tokens for result in results.values()}
     assert len(outputs) == len(inputs)
     for ids in inputs:
