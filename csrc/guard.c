@@ -8,7 +8,8 @@ static int64_t item_bytes(const tg_logits* logits) { return logits->dtype == TG_
 static void edit(const tg_program* program, const tg_policy* policy, const tg_action* action, const tg_logits* logits,
                  int32_t row) {
   char* data = (char*)logits->data + row * logits->row_stride * item_bytes(logits);
-  tg_apply(program, policy, action, data, (tg_dtype)logits->dtype, logits->stride, logits->width);
+  int32_t done = tg_apply(program, policy, action, data, (tg_dtype)logits->dtype, logits->stride, logits->width);
+  if (!done && logits->banned) TG_ALONE* logits->banned = 1; /* whoever does it writes the same */
 }
 
 static void copy_loop(const tg_loop* from, tg_loop* to) {

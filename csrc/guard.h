@@ -26,6 +26,7 @@ typedef struct {
   void* data;
   int64_t row_stride;
   int64_t stride;
+  int32_t* banned; /* set to 1 where what was due in a row had been banned before, as tg_apply returns it; NULL: not noted */
   int32_t num_rows;
   int32_t width;
   int32_t dtype; /* tg_dtype */

@@ -597,3 +597,17 @@ def test_explain_knows_the_eos_of_an_attached_call():
     trace = guard.explain(ids[0], out[0, ids.shape[1] :], max_tokens=60)
     assert trace.finished
     assert trace.well_formed, trace
+
+
+def test_what_another_processor_bans_is_said_once(place, caplog):
+    """A bad word that the close begins with: the close goes on without it, and the log says so."""
+    model, ids = make_model(TEXT), prompt(TEXT)
+    guard = ThinkLogitsProcessor(TEXT, format=FORMAT, max_thinking_tokens=3, max_answer_tokens=3, close_message="Stop.")
+    with guard.attach(model):
+        for _ in range(2):
+            out = model.generate(ids, max_new_tokens=40, do_sample=False, bad_words_ids=[TEXT.encode("S")])
+    assert_structured(TEXT, out[0].tolist(), ids.shape[1])
+    trace = guard.explain(ids[0], out[0, ids.shape[1] :], max_tokens=40)
+    assert trace.well_formed
+    assert trace.skipped
+    assert sum("had banned the token that was due" in record.message for record in caplog.records) == 1

@@ -63,6 +63,9 @@ class Requests:
     def say_no_chat(self):
         self.say("no chat")
 
+    def say_banned(self):
+        self.say("banned")
+
 
 def params(guard=None, limit=2**20):
     return SamplingParams(extra_args={"guard": guard, "limit": limit} if guard else None)
@@ -232,7 +235,7 @@ def test_every_step_of_vllms_batch_equals_the_specification(seed, asynchronous, 
     runner = Runner(rng, program, asynchronous, device)
     for _ in range(40):
         runner.step()
-    expected = ("no chat", "embeddings", "was banned before")  # logits hold -inf here
+    expected = ("no chat", "embeddings", "banned")  # logits hold -inf here
     assert not [reason for reason in runner.requests.said if not any(part in reason for part in expected)]
 
 
@@ -470,3 +473,15 @@ def test_many_requests_on_a_device(device):
     assert (torch.isfinite(logits).sum(1) == 1).all()
     rows.update_state(BatchUpdate(10, list(range(299, 9, -1)), [], []))
     assert torch.isfinite(edited(rows, 10)).sum() == 10
+
+
+@pytest.mark.parametrize("device", [CPU, KERNELS], ids=str)
+def test_what_another_processor_banned_is_said(device):
+    rows = rows_of((guarded(max_thinking_tokens=0), OPENED, []), device=device)
+    edited(rows)
+    assert not rows._requests.said
+    logits = torch.zeros(1, WIDTH)
+    logits[0, ord("\n")] = -math.inf  # the close begins with it
+    rows.apply(logits)
+    assert torch.isfinite(logits[0]).nonzero().flatten().tolist() == [END], "what is optional is skipped"
+    assert rows._requests.said == ["banned"]

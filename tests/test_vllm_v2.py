@@ -37,6 +37,7 @@ class Requests:
         vocabulary = Vocabulary.from_parts(pieces, added=ADDED, special=[START, EOS], eos_ids=[EOS])
         self.program = ThinkProgram("think", vocabulary)
         self.no_chats = 0  # how often a prompt was said to show no chat
+        self.banned = 0  # how often it was said that what is due had been banned
 
     def guard_of(self, params):
         if params is None:
@@ -49,6 +50,9 @@ class Requests:
 
     def say_no_chat(self):
         self.no_chats += 1
+
+    def say_banned(self):
+        self.banned += 1
 
 
 class Runner:
@@ -408,3 +412,14 @@ def test_both_ways_do_the_same(seed, monkeypatch):
             said[slot].append(rng.choice(legal if rng.random() < 0.9 else likely))
             for runner in runners:
                 runner.say(slot, said[slot])
+
+
+def test_what_another_processor_banned_is_said(way):
+    runner = Runner()
+    runner.add(0, {"max_thinking_tokens": 0}, OPENED)
+    runner.step(0)
+    assert not runner.requests.banned
+    logits = torch.zeros(1, WIDTH)
+    logits[0, NEWLINE] = -torch.inf  # the close begins with it
+    assert possible(runner.step(0, logits=logits)[0]) == [END], "what is optional is skipped"
+    assert runner.requests.banned == 1

@@ -8,7 +8,7 @@ import torch
 
 from thinkguard.core._core import BoundPolicy
 from thinkguard.device.steps import EditsStep
-from thinkguard.device.tables import DTYPES, DeviceProgram, rows_of, sent, stream_of, widened
+from thinkguard.device.tables import DTYPES, DeviceProgram, HostFlag, rows_of, sent, stream_of, widened
 
 
 class DeviceEdits:
@@ -20,6 +20,8 @@ class DeviceEdits:
         self._policies = torch.zeros(0, 0, dtype=torch.int32, device=program.device)
         self._edits = torch.zeros(0, dtype=torch.int32, device=program.device)
         self._step = EditsStep(program=program.struct)
+        self.was_banned = HostFlag(program.device)  # whether what was due in a row had been banned by another processor
+        self._step.logits.banned = self.was_banned.address
         self._launch = program.kernels.bind("guard_edits", self._step)
 
     def apply(self, logits: torch.Tensor, edits: npt.NDArray[np.int32], policies: list[BoundPolicy | None]) -> None:

@@ -15,7 +15,7 @@ from thinkguard.core.program import ThinkProgram
 from thinkguard.device.launch import HostKernels
 from thinkguard.device.slots import DeviceSlots
 from thinkguard.device.steps import EDIT_SIZE, EditsStep
-from thinkguard.device.tables import DTYPES, DeviceProgram
+from thinkguard.device.tables import DTYPES, DeviceProgram, HostFlag
 
 _ACTION = EDIT_SIZE - 2  # int32 of a tg_action
 
@@ -30,6 +30,8 @@ class HostSlots:
         self._known = np.zeros(num_slots, np.int64)  # how many
         self._actions = torch.zeros(0, _ACTION, dtype=torch.int32)
         self._edits = EditsStep(program=self._program.struct, num_policies=num_slots)
+        self.was_banned = HostFlag(self._program.device)  # see DeviceSlots
+        self._edits.logits.banned = self.was_banned.address
         self._edit = self._program.kernels.bind("guard_edits", self._edits)
 
     def stage(self, slot: int, bound: BoundPolicy | None, limit: int = -1, guards_raw: bool = True) -> None:

@@ -7,7 +7,7 @@ import torch
 from thinkguard.core._core import BoundPolicy
 from thinkguard.device.slots import STATE
 from thinkguard.device.steps import LOOP_SIZE, SLOT_SIZE, SequencesStep
-from thinkguard.device.tables import DTYPES, DeviceProgram, sent, stream_of
+from thinkguard.device.tables import DTYPES, DeviceProgram, HostFlag, sent, stream_of
 
 Buffers = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """(slots, loops, tokens seen) of the rows of one call."""
@@ -28,6 +28,8 @@ class DeviceSequences:
             program=program.struct, policy=self._policy.data_ptr(), prompt=-1 if prompt is None else prompt,
             limit=-1 if max_tokens is None else min(max_tokens, 2**30),
         )  # fmt: skip
+        self.was_banned = HostFlag(self.device)  # whether what was due in a row had been banned by another processor
+        self._step.logits.banned = self.was_banned.address
         self._launch = program.kernels.bind("guard_sequences", self._step)
 
     def apply(self, token_ids: torch.Tensor, logits: torch.Tensor) -> None:

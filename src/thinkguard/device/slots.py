@@ -9,7 +9,7 @@ import torch
 from thinkguard.core._core import BoundPolicy
 from thinkguard.core.names import STATE_FIELDS
 from thinkguard.device.steps import LOOP_SIZE, SLOT_SIZE, SlotsStep
-from thinkguard.device.tables import DTYPES, DeviceProgram, rows_of, sent, stream_of, widened
+from thinkguard.device.tables import DTYPES, DeviceProgram, HostFlag, rows_of, sent, stream_of, widened
 from thinkguard.errors import InputError
 
 FOLDED, IS_GUARDED, GUARDS_RAW, STATE = 0, 2, 3, 4  # places in a tg_slot
@@ -28,6 +28,8 @@ class DeviceSlots:
         self._step = SlotsStep(
             program=program.struct, slots=self.slots.data_ptr(), loops=self.loops.data_ptr(), num_slots=num_slots
         )
+        self.was_banned = HostFlag(device)  # whether what was due in a row had been banned by another processor
+        self._step.logits.banned = self.was_banned.address
         self._launch = program.kernels.bind("guard_slots", self._step)
 
     def stage(self, slot: int, bound: BoundPolicy | None, limit: int = -1, guards_raw: bool = True) -> None:

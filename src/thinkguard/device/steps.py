@@ -26,8 +26,8 @@ class Logits(ctypes.Structure):
     """Rows of logits."""
 
     _fields_ = [
-        ("data", _POINTER), ("row_stride", _LONG), ("stride", _LONG), ("num_rows", _INT), ("width", _INT), ("dtype", _INT),
-        ("unused", _INT),
+        ("data", _POINTER), ("row_stride", _LONG), ("stride", _LONG), ("banned", _POINTER), ("num_rows", _INT),
+        ("width", _INT), ("dtype", _INT), ("unused", _INT),
     ]  # fmt: skip
 
     def point(self, tensor: Any, dtype: int) -> None:

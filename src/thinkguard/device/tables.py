@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -26,6 +27,19 @@ class _Codes(dict[torch.dtype, int]):
 
 DTYPES: Final = _Codes({getattr(torch, dtype.name.lower()): int(dtype) for dtype in Dtype})
 """torch's types of logits that the machine takes -> their codes."""
+
+
+class HostFlag:
+    """A number that kernels set and the host reads without waiting: on a GPU it lies in pinned memory of the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._memory = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self.address = self._memory.data_ptr()
+        self._value = ctypes.c_int32.from_address(self.address)
+
+    def __bool__(self) -> bool:
+        """Whether a kernel has set it, as far as the device has come."""
+        return bool(self._value.value)
 
 
 class DeviceProgram:

@@ -27,7 +27,7 @@ class AttachedProcessor(LogitsProcessor):  # type: ignore[misc]
         program, bound = binding.program, binding.for_call(generation_config)
         self._binding, self._begins = binding, True
         self._history = History(program, bound, prompt, max_tokens, binding.note_prompt)
-        self._device_rows = DeviceRows(program, bound, binding.device_tables, prompt, max_tokens)
+        self._device_rows = DeviceRows(program, bound, binding, prompt, max_tokens)
         # What a limit has to hold at most; the first prompt tells whether a smaller one is enough.
         self._is_roomy = max_tokens is None or max_tokens >= program.most_room(bound)
         # Prompt lookup hands the same tensor of scores over more than once, so a copy is edited.

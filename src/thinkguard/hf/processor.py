@@ -73,7 +73,7 @@ class ThinkLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         check_arguments(input_ids, scores)
         if runs_on_device(input_ids, scores):
             if not hasattr(self._local, "device_rows"):
-                self._local.device_rows = DeviceRows(self.program, self.binding.bound, self.binding.device_tables)
+                self._local.device_rows = DeviceRows(self.program, self.binding.bound, self.binding)
                 self.binding.note_prompts(input_ids)
             edited: torch.Tensor = self._local.device_rows.edit(input_ids, scores.clone())
             return edited

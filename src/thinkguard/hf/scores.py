@@ -13,7 +13,6 @@ from thinkguard.errors import InputError
 
 if TYPE_CHECKING:
     from thinkguard.device.sequences import DeviceSequences
-    from thinkguard.device.tables import DeviceProgram
     from thinkguard.hf.binding import Binding
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
@@ -31,19 +30,18 @@ def edit_scores(batch: StateBatch, scores: torch.Tensor, binding: Binding) -> to
 class DeviceRows:
     """The rows of `generate()` where scores and ids are both on a GPU: found, advanced and edited there, in one launch.
 
-    `prompt` and `max_tokens` are those of an attached call, None where they are not known. `tables` keeps what lies on each
-    device, for all calls of one processor.
+    `prompt` and `max_tokens` are those of an attached call, None where they are not known.
     """
 
     def __init__(
         self,
         program: ThinkProgram,
         bound: BoundPolicy,
-        tables: dict[torch.device, DeviceProgram],
+        binding: Binding,
         prompt: int | None = None,
         max_tokens: int | None = None,
     ) -> None:
-        self.program, self.bound, self.tables, self.prompt, self.max_tokens = program, bound, tables, prompt, max_tokens
+        self.program, self.bound, self.binding, self.prompt, self.max_tokens = program, bound, binding, prompt, max_tokens
         self._sequences: DeviceSequences | None = None
 
     def edit(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -54,13 +52,16 @@ class DeviceRows:
             from thinkguard.device.sequences import DeviceSequences
             from thinkguard.device.tables import DeviceProgram
 
-            if scores.device not in self.tables:
+            tables = self.binding.device_tables
+            if scores.device not in tables:
                 kernels = kernels_of(scores.device)
                 assert kernels is not None, "runs_on_device was not asked"
-                self.tables[scores.device] = DeviceProgram(self.program, scores.device, kernels)
-            sequences = DeviceSequences(self.tables[scores.device], self.bound, self.prompt, self.max_tokens)
+                tables[scores.device] = DeviceProgram(self.program, scores.device, kernels)
+            sequences = DeviceSequences(tables[scores.device], self.bound, self.prompt, self.max_tokens)
             self._sequences = sequences
         sequences.apply(input_ids, scores)
+        if sequences.was_banned:
+            self.binding.note_banned()
         return scores
 
 

@@ -86,6 +86,14 @@ class Requests:
             more = "; reasons that come up from here on are not logged" if len(self._said) == _MAX_SAID else ""
             _LOG.warning("thinkguard: %s%s", reason, more)
 
+    def say_banned(self) -> None:
+        """Log that what was due in a request had been banned before the guard saw the logits."""
+        self.say(
+            "the token that was due in a request, or all that may be sampled, was banned before: what is optional is "
+            "skipped, and an end marker that stays banned is never written. Look at bad_words, allowed_token_ids, "
+            "logit_bias and structured outputs"
+        )
+
     def say_no_chat(self) -> None:
         """Log that a request which did not ask was left alone, for its prompt shows no chat."""
         self.say(

@@ -54,9 +54,12 @@ class V1Batch:
         num_edits = self._slots.step(logits.shape[0])
         if num_edits and self._on_cpu and (code := DTYPES.get(logits.dtype)) is not None:
             row_stride, stride = logits.stride()
-            self._note(self._slots.edit(logits.data_ptr(), code, row_stride, stride, logits.shape[1]))
+            if self._slots.edit(logits.data_ptr(), code, row_stride, stride, logits.shape[1]):
+                self._requests.say_banned()
         elif num_edits and self._device is not None and logits.dtype in DTYPES:
             self._device.apply(logits, self._actions_of(num_edits), self._slots.policies)
+            if self._device.was_banned:
+                self._requests.say_banned()
         elif num_edits:
             self._edit_on_device(logits, self._actions_of(num_edits))
         if self._slots.num_waiting:
@@ -66,14 +69,6 @@ class V1Batch:
                 "thinkguard there, or pass --no-async-scheduling"
             )
         return logits
-
-    def _note(self, num_banned: int) -> None:
-        if num_banned:
-            self._requests.say(
-                "the token that was due in a request, or all that may be sampled, was banned before: what is optional is "
-                "skipped, and an end marker that stays banned is never written. Look at bad_words, allowed_token_ids, "
-                "logit_bias and structured outputs"
-            )
 
     def _add(self, added: AddedRequest) -> None:
         """Start a request behind its prompt, which stays the user's own over preemption; or leave it alone."""
@@ -107,9 +102,8 @@ class V1Batch:
         rows = logits.index_select(0, index).cpu()
         rows = rows if rows.dtype in DTYPES else rows.float()
         row_stride, stride = rows.stride()
-        self._note(
-            self._slots.edit(rows.data_ptr(), DTYPES[rows.dtype], row_stride, stride, rows.shape[1], gathered=True)
-        )
+        if self._slots.edit(rows.data_ptr(), DTYPES[rows.dtype], row_stride, stride, rows.shape[1], gathered=True):
+            self._requests.say_banned()
         logits.index_copy_(0, index, rows.to(logits))
 
     def _actions_of(self, num_edits: int) -> npt.NDArray[np.int32]:

@@ -96,6 +96,8 @@ class V2Slots:
                 before = logits.float()
                 self._edit(rows := before.clone(), ctx)
                 logits.copy_(torch.where(rows == before, logits, rows))  # what is not edited keeps its own precision
+            if self._slots.was_banned:
+                self._requests.say_banned()
             self._chats.look(self._slots, ctx.idx_mapping_np)
         return logits
 
