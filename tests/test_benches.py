@@ -254,9 +254,9 @@ def test_a_table_says_what_has_no_figure_and_what_varies():
 def test_every_number_in_the_pages_is_the_files(tmp_path):
     pytest.importorskip("matplotlib", reason="the plots are matplotlib's")
     results = Results.read(KEPT)
-    for path, text in ((pages.README, pages.readme(results)), (pages.PAGE, pages.page(results))):
-        written = f"{pages.BEGIN}\n{text}\n{pages.END}"
-        assert written in path.read_text(encoding="utf-8"), f"{path.name}: python -m benches.report"
+    for (path, name), text in pages.written(results).items():
+        begin, end = (mark.format(name) for mark in pages.MARKS)
+        assert f"{begin}\n{text}\n{end}" in path.read_text(encoding="utf-8"), f"{path.name}: python -m benches.report"
     for picture in draw(results, pages.outputs("quality"), tmp_path):
         assert (ROOT / "docs" / "plots" / picture.name).stat().st_size > 1000
 

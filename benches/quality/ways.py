@@ -11,6 +11,7 @@ from thinkguard.policy import ThinkPolicy
 ALONE: Final = "alone"
 """The model without a guard."""
 MESSAGE: Final = "I have to answer now."
+PREFIX: Final = "Answer:"
 _LATEST: Final = 12  # tokens before the cap in which a boundary is waited for
 
 
@@ -31,6 +32,7 @@ WAYS: Final[Mapping[str, Callable[[int], dict[str, Any]]]] = {
     "line": lambda cap: {**_grace(cap), "close_at": "line"},
     "sentence": lambda cap: {**_grace(cap), "close_at": "sentence"},
     "message": lambda cap: {"close_message": MESSAGE},
+    "prefix": lambda cap: {**_grace(cap), "close_at": "sentence", "answer_prefix": PREFIX},
     "bias": _bias,
     "extend": _longer,
 }
@@ -41,6 +43,7 @@ MEANINGS: Final = {
     "line": f"closed at the first end of a line within {_LATEST} tokens of the cap",
     "sentence": f"closed at the first end of a sentence within {_LATEST} tokens of the cap",
     "message": f'closed at the cap with "{MESSAGE}"',
+    "prefix": f'as "sentence", and every answer begins with "{PREFIX}"',
     "bias": "the end's logit raised from a third of the cap on, by 8 at the cap",
     "extend": 'at least half the cap, an earlier end becomes "Wait," at most twice',
 }

@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import zip_longest
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benches.quality.lab import place
-from benches.quality.ways import MEANINGS
+from benches.quality.ways import MEANINGS, Way
 from benches.report import tables
 from benches.report.results import RESULTS, Results
 from benches.report.tables import markdown, ratio, spread
 from thinkguard.bench.machine import PACKAGES
+from thinkguard.policy import POLICY_DEFAULTS
 
 ROOT = RESULTS.parents[1]
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
 STEP_PLOT = "![Time of a step against the length of the thinking](plots/step.svg)"
 QUALITY_PLOT = "![Right answers against thinking tokens](plots/quality.svg)"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+MARKS = ("<!-- {}: begin -->", "<!-- {}: end -->")
+ALONE, GUARDED = "alone", "sentence:32"  # the ways whose outputs the README shows side by side
 
 
 def outputs(name: str) -> dict[str, Any]:
@@ -30,19 +35,47 @@ def outputs(name: str) -> dict[str, Any]:
 
 def write(results: Results) -> None:
     """Rewrite what both pages say between their marks."""
-    for path, text in ((README, readme(results)), (PAGE, page(results))):
-        old = path.read_text(encoding="utf-8")
-        begin, end = old.index(BEGIN) + len(BEGIN), old.index(END)
+    for (path, name), text in written(results).items():
+        old, (first, last) = path.read_text(encoding="utf-8"), (mark.format(name) for mark in MARKS)
+        begin, end = old.index(first) + len(first), old.index(last)
         path.write_text(f"{old[:begin]}\n{text}\n{old[end:]}", encoding="utf-8")
 
 
+def written(results: Results) -> dict[tuple[Path, str], str]:
+    """Each part of a page that comes from result files: (page, name of its marks) -> text."""
+    return {
+        (README, "output"): side_by_side(outputs("quality")),
+        (README, "measured"): readme(results),
+        (PAGE, "measured"): page(results),
+    }
+
+
+def side_by_side(found: dict[str, Any]) -> str:
+    """One question, answered by a model of the laboratory alone and guarded: the first one that it alone never answers."""
+    arms = {
+        arm["way"]: arm["outputs"]
+        for arm in found["outputs"]
+        if (arm["model"], arm["sampling"]) == (place.TEXT, "greedy")
+    }
+    pairs = zip(found["tasks"], arms[ALONE], arms[GUARDED], strict=True)
+    task, alone, guarded = next(pair for pair in pairs if not pair[1]["ends_in_answer"] and pair[2]["right"])
+    policy = Way.parse(GUARDED).policy
+    fields = ", ".join(f"{name}={value!r}" for name, value in asdict(policy).items() if value != POLICY_DEFAULTS[name])
+    left = alone["text"].splitlines()
+    right = ["", *guarded["text"].splitlines()]
+    cut = len(right) - 1
+    left = ["", *left[: cut - 1], f"... ({len(left) - cut} more lines like these, and no answer)"]
+    heads = [("the model alone", "the same model, guarded")]
+    lines = [f"{one:46}{other}".rstrip() for one, other in [*heads, *zip_longest(left, right, fillvalue="")]]
+    shown = "\n".join(["```", task["question"], "", *lines, "```"])
+    return f"{shown}\n\n*SmolLM2-135M, taught to think in text tags by `make lab`; `{fields}`*"
+
+
 def readme(results: Results) -> str:
-    """The README's part: what the guard does beside the alternatives, and what it costs."""
+    """The README's part: what comes of the cases that budgets meet, in numbers, and what the guard costs."""
     return "\n\n".join(
         [
-            "What comes of each case (`right`, `wrong`, or `cannot` be asked of it; n/m runs), all run by `make verdicts`:",
-            tables.verdicts(outputs("verdicts")),
-            "What it costs, measured by `make bench`; the rest is in [docs/benchmarks.md](docs/benchmarks.md):",
+            tables.verdict_counts(outputs("verdicts")),
             markdown(["", "thinkguard", "beside it"], costs(results)),
             _about(results),
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, Final
@@ -50,6 +51,14 @@ def verdicts(found: Row) -> str:
     names = [name for name in SHORT if name in found["alternatives"]]
     rows = [[case, *(cells.get(name, "") for name in names)] for case, cells in by_case.items()]
     return markdown(["case", *(SHORT[name] for name in names)], rows)
+
+
+def verdict_counts(found: Row) -> str:
+    """How many cases each alternative gets right, in one row."""
+    right = Counter(row["alternative"] for row in found["rows"] if row["verdict"] == "right")
+    names = [name for name in SHORT if name in found["alternatives"]]
+    head = [f"of {len(found['cases'])} cases", *(SHORT[name] for name in names)]
+    return markdown(head, [["right", *(str(right[name]) for name in names)]])
 
 
 def step(results: Results) -> str:
