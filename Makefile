@@ -14,7 +14,7 @@ SGLANG ?= sglang==0.5.23
 CORPUS ?=
 EXTENSION_SOURCES := setup.py tools/compile_images.py $(wildcard csrc/*) $(wildcard src/thinkguard/core/*.pyx) $(wildcard src/thinkguard/core/*.pxd)
 
-.PHONY: demo test lint types sanitize images fuzz proof bench bench-gpu verdicts quality lab tiny-models mended docs sdist clean env build vllm
+.PHONY: demo test lint types sanitize images fuzz proof bench bench-gpu verdicts quality lab tiny-models mended docs sdist wheels pythons clean env build vllm
 
 demo: build
 	@$(BIN)/thinkguard demo
@@ -88,6 +88,14 @@ docs: build
 
 sdist: build
 	PYTHON=$(abspath $(BIN)/python) tools/check_sdist.sh
+
+# dist/: the sdist, and a wheel for each Python that is found (PYTHONS="3.11 3.12" for some), installed where no compiler is.
+wheels: build
+	PYTHON=$(abspath $(BIN)/python) tools/build_wheels.sh
+
+# The core's tests on each Python that is found, on the wheels where `make wheels` made them.
+pythons: build
+	tools/check_pythons.sh
 
 clean:
 	rm -rf build dist .make src/thinkguard/core/*.so src/thinkguard/device/images src/*.egg-info

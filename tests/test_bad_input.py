@@ -451,12 +451,12 @@ def test_tables_need_all_arrays():
 @pytest.mark.parametrize(
     ("fields", "sequences", "eos", "told"),
     [
-        ({}, [[1], [2]], (), r"^2 sequences: wanted five"),
-        ({}, [[1.5], [], [], [], []], (), r"^sequences holds 1.5"),
-        ({}, [[-5], [], [], [], []], (), r"^sequences holds -5, which is no token id"),
-        ({}, [[], [], [], [], []], (1.5,), r"^eos_token_ids holds 1.5"),
-        ({}, [[], [], [], [], []], (2**31,), r"^eos_token_ids holds 2147483648"),
-        ({"loop_tokens": 10**6}, [[], [], [], [], []], (), r"^loop_tokens=1000000: must lie between 0 and 256"),
+        ({}, [[1], [2]], (), r"^2 sequences: wanted six"),
+        ({}, [[1.5], [], [], [], [], []], (), r"^sequences holds 1.5"),
+        ({}, [[-5], [], [], [], [], []], (), r"^sequences holds -5, which is no token id"),
+        ({}, [[], [], [], [], [], []], (1.5,), r"^eos_token_ids holds 1.5"),
+        ({}, [[], [], [], [], [], []], (2**31,), r"^eos_token_ids holds 2147483648"),
+        ({"loop_tokens": 10**6}, [[], [], [], [], [], []], (), r"^loop_tokens=1000000: must lie between 0 and 256"),
     ],
 )
 def test_a_bound_policy_takes_nothing_that_c_would_walk_out_of(fields, sequences, eos, told):
