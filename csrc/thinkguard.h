@@ -40,8 +40,8 @@ enum {
   TG_IMPLICIT = 1 << 3,   /* a tool call's opener: ends the thinking by itself */
   TG_SPELLED = 1 << 4,    /* spelled in plain bytes: never to be completed */
   TG_TOOL = 1 << 5,       /* channel formats: begins a free header ("<|channel|>commentary") */
-  TG_BODY = 1 << 6,       /* channel formats: ends a header ("<|message|>"); others: stands in an answer alone and means
-                             nothing there ("<|close|>argument") */
+  TG_BODY = 1 << 6,       /* channel formats: ends a header ("<|message|>"); others: is forbidden while thinking and means
+                             nothing in an answer ("<|close|>argument", and of a token: begins a turn) */
   TG_HEADER = 1 << 7,     /* channel formats: begins a message ("<|start|>") */
   TG_CALL_END = 1 << 8,   /* channel formats: ends a tool call ("<|call|>") */
   TG_RECIPIENT = 1 << 9,  /* channel formats: names a tool in a free header ("to=") */
@@ -163,7 +163,8 @@ typedef struct tg_program {
   const int32_t* except_offset; /* [num_nodes + 1] of the tokens that a node leads elsewhere than the root does */
   const int32_t* except_token;  /* ascending for each node */
   const uint32_t* except_step;  /* as `step` */
-  const int32_t* mark_offset;   /* [num_nodes + 1] of the tokens that complete, enter or extend a marker */
+  const int32_t* mark_offset;   /* [num_nodes + 1] of the tokens that complete, enter or extend a marker, or begin a
+                                     turn (TG_BODY) */
   const int32_t* mark_token;    /* ascending for each node */
   const uint32_t* mark_mask;    /* kinds | reach of the next node << 16; of kinds, TG_GROWS_END stands for TG_IMPLICIT where
                                      the token only completes an opener that was begun before it */

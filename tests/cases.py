@@ -57,6 +57,10 @@ def vocabulary(rng, markers, controls, *, spm=False):
     if rng.random() < 0.3:
         added["<half" + markers[0][:2]] = len(pieces) + len(added)
         special |= set(added) if rng.random() < 0.5 else set()
+    if rng.random() < 0.5:  # begins a turn; some begin as a marker does
+        begins = rng.choice(["<|im_start|>", "[TOOL_RESULTS]", "<tool_response>"])
+        added[begins] = len(pieces) + len(added)
+        special |= {begins} if rng.random() < 0.5 else set()
     for name in controls:
         added.setdefault(name, len(pieces) + len(added))
     special |= {name for name in controls if rng.random() < 0.5}

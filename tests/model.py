@@ -17,6 +17,7 @@ import string
 from dataclasses import dataclass, field
 
 from thinkguard.errors import TokenizerError
+from thinkguard.formats import TURN_STARTS
 
 WHITE = b" \t\n\r\f\v"
 INF = float("inf")
@@ -87,6 +88,10 @@ class Model:
                 self.controls += [s[1] for s in symbols if is_control(s) and s[1] not in self.controls]
         if channel and channel.recipient:
             self.add_marker(self.symbols(channel.recipient), "recipient", False)
+        named = {*TURN_STARTS, *(format.boundaries or ())}
+        named -= {*format.inner, *format.answer_ends, *format.answer_parts}
+        found = {vocabulary.added[name] for name in named if name in vocabulary.added}
+        self.turn_starts = set() if channel else found - set(self.controls)  # a marker's tokens have its own rules
         remembered = "bytes_of symbols_of is_visible read half reachable kinds_of reach_of is_never"
         for name in remembered.split():
             setattr(self, name, functools.cache(getattr(self, name)))
@@ -675,7 +680,7 @@ class Model:
 
     def decide_thinking(self):
         policy = self.policy
-        forbidden = {"start", "answer", "tool", "body", "header", "call_end"}
+        forbidden = {"start", "answer", "tool", "body", "header", "call_end", "turn start"}
         target, bias, moved, eos = None, 0.0, set(), "ban"
         if self.thinking < policy.min_thinking_tokens and self.phase != "closing":  # rule 13
             ends = {"end", "implicit", "grows"} | self.begun_ends()
@@ -807,12 +812,14 @@ class Model:
         return self.reachable(self.read(text, token)[0]) if self.symbols_of(token) else set()
 
     def kinds_of(self, text, token):
-        """Kinds that a token completes; "spelled" and "multi" forbid it everywhere, "grows" below
-        the minimum, and "whole call" is moved."""
+        """Kinds that a token completes; "spelled" and "multi" forbid it everywhere, "turn start" in the thinking, "grows"
+        below the minimum, and "whole call" is moved."""
         before, (text, found) = self.half(text, "end")[0], self.read(text, token)
         kinds = set(found.kinds) | {"spelled" for _, spelled, _ in found.markers if spelled}
         if found.counted > 1:
             kinds.add("multi")
+        if token in self.turn_starts:
+            kinds.add("turn start")
         if found.whole_call:
             kinds.add("whole call")
         symbols, half = self.symbols_of(token), self.half(text, "end")[0]

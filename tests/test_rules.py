@@ -388,6 +388,100 @@ def test_channel_a_commentary_to_nobody_is_a_preamble():
 
 # --- THINKING ---
 
+# A vocabulary such as Qwen3's, of whose tokens for turns one is special and one is not
+TURN_STARTS = ["<|im_start|>", "<tool_response>"]
+CHAT = ["<think>", "</think>", *TURN_STARTS, "<|vision_start|>"]
+
+
+def chatting(*said, format="think", added=CHAT, **more):
+    opened = ["<think>", "\n"] if "<think>" in added else ["<th", "ink>", "\n"]
+    special = ("<eos>", "<|im_start|>")
+    return Guarded(format, added=added, special=special, prompt=["<assistant>", *opened], **more).say(*said)
+
+
+def test_thinking_begins_no_turn():
+    """Qwen3 could begin the user's next turn, or a tool's result, inside its thinking."""
+    for said in ((), ("a",), ("a", "<"), ("a", "</"), ("a", "<", "/", "t")):
+        guard = chatting(*said)
+        assert guard.phase == "thinking"
+        for piece in TURN_STARTS:
+            assert not guard.allows(piece), (said, piece)
+            assert guard.best(**{piece: 9, "b": 0}) == "b", (said, piece)
+    guard = chatting("a", min_thinking_tokens=9)
+    assert not any(map(guard.allows, TURN_STARTS))
+    assert guard.allows("<|vision_start|>"), "other tokens of the template's are no turn"
+    assert chatting("a").edit_of("<|vision_start|>", 9) == {"<|vision_start|>"}
+
+
+def test_thinking_that_began_a_turn_all_the_same_goes_on():
+    """Another processor insisted: a boundary moves nothing but the counters, as before."""
+    guard = chatting("a", "<|im_start|>", *"user", "\n")
+    assert guard.phase == "thinking"
+    assert guard.count["thinking"] == 7
+    assert not guard.violated
+
+
+def test_thinking_begins_no_turn_where_the_markers_are_text():
+    for said in (("a",), ("a", "<"), ("a", "</"), ("a", "</", "t"), ("a", "<th")):
+        guard = chatting(*said, added=TURN_STARTS)
+        for piece in TURN_STARTS:
+            assert not guard.allows(piece), (said, piece)
+            assert guard.best(**{piece: 9, "b": 0}) == "b", (said, piece)
+    guard = chatting("a", "</", "think", ">\n\n", "b", added=TURN_STARTS)
+    assert all(map(guard.allows, TURN_STARTS))
+    assert guard.say("`").row.decide().kind == FREE, "and an answer that needs nothing is still left alone"
+
+
+def test_what_begins_a_turn_is_banned_while_thinking_alone():
+    for guard in (
+        chatting("a", "</think>", "b"),
+        chatting("a", "</think>", "b", markers_in_answer="allow"),
+        Guarded(added=CHAT, prompt=["<assistant>"], opening="allow", min_answer_tokens=0),
+    ):
+        assert guard.phase in ("answering", "before")
+        for piece in TURN_STARTS:
+            assert guard.allows(piece)
+            assert guard.edit_of(piece, 9) == {piece}
+
+
+def test_what_begins_a_turn_and_is_eos_is_eos():
+    """GLM's `<|user|>` ends the assistant's turn: a wish for it is a wish to close."""
+    added = [*CHAT, "<|user|>"]
+    guard = chatting("a", added=added, eos_token_ids=["<eos>", "<|user|>"])
+    assert guard.edit_of("<|user|>", 9) == {"</think>"}
+    assert guard.say("</think>", "b").allows("<|user|>")
+    assert guard.say("<|user|>").phase == "done"
+    guard = chatting("a", added=added, eos_token_ids=["<eos>"])
+    assert guard.best(**{"<|user|>": 9, "b": 0}) == "b", "not moved: it is no EOS here"
+
+
+def test_a_close_that_cannot_be_forced_begins_no_turn():
+    guard = chatting("a", max_thinking_tokens=1)
+    assert guard.phase == "closing"
+    logits = np.full((1, guard.vocabulary.num_tokens), -np.inf, np.float32)
+    for piece in (*TURN_STARTS, "b"):
+        logits[0, guard.id(piece)] = 1
+    guard.program.apply([guard.row], logits)
+    assert np.flatnonzero(logits[0] > -np.inf).tolist() == [guard.id("b")]
+
+
+def test_a_format_names_what_begins_its_turns_and_what_does_not():
+    format = replace(ThinkFormat.from_name("think"), boundaries=("<|role|>", "<|role|>user"), inner=("<tool_response>",))
+    guard = chatting("a", format=format, added=[*CHAT, "<|role|>", "<|other|>"])
+    assert not guard.allows("<|role|>")
+    assert not guard.allows("<|im_start|>")
+    assert guard.allows("<tool_response>"), "this family's assistant writes it itself"
+    assert guard.allows("<|other|>")
+
+
+def test_what_a_marker_is_written_with_begins_no_turn():
+    """`<|im_start|>answer` is s1's end marker."""
+    guard = Guarded("s1", added=["<|im_start|>"], prompt=["<|im_start|>", *"think", "\n"], turn_start=0).say("a")
+    assert guard.phase == "thinking"
+    assert guard.allows("<|im_start|>")
+    assert not guard.say("<|im_start|>").allows("t")
+    assert guard.say(*"answer").phase == "answering"
+
 
 def test_rule_11_eos_is_moved_to_the_bare_end_not_to_the_close_sequence():
     """The close sequence begins with a newline in Qwen2.5: logits that like EOS best then write newlines for ever."""

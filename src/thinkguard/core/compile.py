@@ -18,7 +18,7 @@ import numpy.typing as npt
 from thinkguard.core import _core
 from thinkguard.core.names import Kind, Seq, TokenInfo
 from thinkguard.errors import FormatError, TokenizerError
-from thinkguard.formats import DEFAULT_INNER, ThinkFormat
+from thinkguard.formats import DEFAULT_INNER, TURN_STARTS, ThinkFormat
 from thinkguard.vocabulary import TokenFlag, Vocabulary
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -97,6 +97,7 @@ def compile_format(format: ThinkFormat, vocabulary: Vocabulary) -> Compiled:
     patterns = _patterns(format, alphabet)
     space = format.open_text.removeprefix(format.starts[0]).encode()
     lifted = _lift(vocabulary, alphabet, patterns, space)
+    _mark_turn_starts(lifted, format, vocabulary, alphabet)
     default_eos = _eos(format, vocabulary)
     _flag_tokens(lifted, format, vocabulary, alphabet)
     _flag_markup(lifted, patterns, vocabulary)
@@ -217,6 +218,31 @@ def _lift(vocabulary: Vocabulary, alphabet: _Alphabet, patterns: dict[Symbols, i
         np.array([bool(vocabulary.flags[t] & TokenFlag.SPECIAL) for t in alphabet.controls], np.int32),
         space,
     )
+
+
+def _mark_turn_starts(lifted: Arrays, format: ThinkFormat, vocabulary: Vocabulary, alphabet: _Alphabet) -> None:
+    """Mark, at every node, the tokens that begin a turn or a role as TG_BODY: forbidden while thinking, free in an answer.
+
+    Where they lead stays as it is. In channel formats the control tokens are markers themselves, and nothing is added.
+    """
+    written = {*format.inner, *format.answer_ends, *format.answer_parts}  # by the assistant, inside its turn
+    names = {*TURN_STARTS, *(format.boundaries or ())} - written
+    added = {vocabulary.added[name] for name in names if name in vocabulary.added} - set(alphabet.controls)
+    if format.channel or not added:
+        return
+    starts, size = np.array(sorted(added), np.int64), vocabulary.num_tokens
+    nodes, offset, masks = lifted["nodes"], lifted["mark_offset"], lifted["mark_mask"]
+    places = np.arange(len(nodes), dtype=np.int64) * size  # a mark is at its node's place + its token
+    marks = np.repeat(places, np.diff(offset)) + lifted["mark_token"]
+    wanted = (places[:, None] + starts).ravel()
+    masks[np.isin(marks, wanted)] |= np.uint32(Kind.BODY)
+    missing = np.setdiff1d(wanted, marks)
+    marks = np.concatenate([marks, missing])
+    order = np.argsort(marks)
+    lifted["mark_mask"] = np.concatenate([masks, np.full(len(missing), Kind.BODY, np.uint32)])[order]
+    lifted["mark_token"] = (marks[order] % size).astype(np.int32)
+    lifted["mark_offset"] = np.searchsorted(marks[order], np.append(places, len(nodes) * size)).astype(np.int32)
+    nodes["marks"] |= Kind.BODY
 
 
 def _flag_tokens(lifted: Arrays, format: ThinkFormat, vocabulary: Vocabulary, alphabet: _Alphabet) -> None:

@@ -21,6 +21,10 @@ _TABLE: Final[dict[str, Any]] = json.loads(Path(__file__).with_name("table.json"
 DEFAULT_INNER: Final[frozenset[str]] = frozenset(_TABLE["default_inner"])
 """Added tokens that an assistant of any family writes inside its own turn, such as `<tool_call>`; never a boundary."""
 
+TURN_STARTS: Final[tuple[str, ...]] = tuple(_TABLE["turn_starts"])
+"""Tokens that chat templates begin a turn, a role or a tool's result with, such as `<|im_start|>`: banned while thinking
+where the vocabulary has them, beside those of a family's own `boundaries`. What only ends a turn is mostly EOS."""
+
 _WHITE: Final = " \t\n\r\f\v"
 _MAX_WHITE: Final = 4
 MAX_MARKER_BYTES: Final = 256
