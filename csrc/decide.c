@@ -8,8 +8,8 @@ static int is_quote_or_bracket(uint32_t byte) {
 
 /* TG_BEGINS_END where whatever begins an end can hardly be anything else: no markup so far, less than two characters of an end
  * written, no quote or bracket before them; else 0. */
-static int32_t begun_ends(const tg_program* program, const tg_state* state) {
-  int32_t chars = program->nodes[state->node].end_chars;
+static int32_t begun_ends(const tg_program* program, const tg_state* state, const tg_action* action) {
+  int32_t chars = program->nodes[action->node].end_chars;
   if (chars >= 2 || state->flags & TG_STATE_MARKUP) return 0;
   uint32_t before = (uint32_t)state->tail;
   if (chars) { /* step over the character that is written */
@@ -20,10 +20,10 @@ static int32_t begun_ends(const tg_program* program, const tg_state* state) {
 }
 
 static void decide_thinking(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
-  const tg_node* node = &program->nodes[state->node];
+  const tg_node* node = &program->nodes[action->node];
   action->forbidden |= TG_START | TG_ANSWER | TG_TOOL | TG_BODY | TG_HEADER | TG_CALL_END;
   if (state->thinking < policy->min_thinking_tokens && state->phase != TG_CLOSING) { /* 13 */
-    int32_t ends = TG_END | TG_GROWS_END | TG_IMPLICIT | begun_ends(program, state), begins;
+    int32_t ends = TG_END | TG_GROWS_END | TG_IMPLICIT | begun_ends(program, state, action), begins;
     action->forbidden |= ends;
     action->flags |= TG_BAN_EOS;
     if (state->flags & TG_STATE_SPOKEN && extension_fits(program, policy, state, extension_length(policy))) { /* 18 */
@@ -47,7 +47,7 @@ static void decide_thinking(const tg_program* program, const tg_policy* policy, 
 
 int32_t tg_answer_eos(const tg_program* program, const tg_policy* policy) {
   for (int32_t i = 0; i < policy->num_eos; i++)
-    if (!(tg_event_at(program, tg_step(program, 0, policy->eos[i]))->kinds & TG_CALL_END)) return policy->eos[i];
+    if (!(tg_event_at(program, tg_step(program, 0, policy->eos[i]), 0)->kinds & TG_CALL_END)) return policy->eos[i];
   return policy->num_eos ? policy->eos[0] : -1;
 }
 
@@ -55,9 +55,9 @@ int32_t tg_answer_eos(const tg_program* program, const tg_policy* policy) {
  * once a paragraph stands behind the first one, to EOS. */
 static void answer_wish(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
   if (state->phase != TG_ANSWERING) return;
-  int32_t sources = TG_END | begun_ends(program, state);
+  int32_t sources = TG_END | begun_ends(program, state, action);
   action->forbidden |= sources;
-  if (state->node || !(program->nodes[0].marks & sources)) return;
+  if (state->node || !(program->nodes[action->node].marks & sources)) return;
   if (!state->visible || ends_in_empty_line(state->tail)) return; /* the answer has to be written first */
   int done = state->flags & TG_STATE_PARAGRAPH && state->visible >= policy->min_answer_tokens && policy->num_eos;
   action->token = done ? tg_answer_eos(program, policy) : program->newline;
@@ -128,7 +128,7 @@ static int32_t decide_header(const tg_program* program, const tg_policy* policy,
     if (left >= 1 && left <= 3) action->cut = left;
     return left <= 0 ? program->body_token : -1;
   }
-  int32_t reach = program->nodes[state->node].reach, legal = (reach ? reach : ~0) & (TG_ANSWER | TG_TOOL | TG_START);
+  int32_t reach = program->nodes[action->node].reach, legal = (reach ? reach : ~0) & (TG_ANSWER | TG_TOOL | TG_START);
   /* Where several kinds are left to choose from, only those for which there is room. */
   if (legal & (legal - 1)) {
     if (!start_is_legal(program, policy, state)) legal &= ~TG_START;
@@ -138,7 +138,7 @@ static int32_t decide_header(const tg_program* program, const tg_policy* policy,
   action->forbidden |= TG_BODY;
   if (state->seq) return -1; /* is forced anyway */
   int32_t only = -1, count = 0;
-  for (int32_t i = program->mark_offset[state->node]; i < program->mark_offset[state->node + 1]; i++) {
+  for (int32_t i = program->mark_offset[action->node]; i < program->mark_offset[action->node + 1]; i++) {
     if (!tg_mark_allowed(program->mark_mask[i], legal)) continue;
     only = program->mark_token[i];
     count++;
@@ -150,14 +150,14 @@ static int32_t decide_header(const tg_program* program, const tg_policy* policy,
   }
   if (count == 1) return only;
   int32_t length;
-  return sequence(program, policy, program->header_seq, &length)[0];
+  return sequence(program, policy, state->pair, program->header_seq, &length)[0];
 }
 
 /* The step that is to cost nothing: an answer past its minimum and without limits, where no token completes a marker, and
  * markup is there, so that none is taken for the beginning of an end. TG_BODY is forbidden in no answer of a format without a
  * channel, and one with a channel has more marks at the root. `decide` would come to the same. */
 static int answer_is_idle(const tg_program* program, const tg_policy* policy, const tg_state* state) {
-  int32_t marks = program->nodes[0].marks & ~(TG_OF_HALVES & ~TG_BEGINS_END) & ~TG_BODY;
+  int32_t marks = program->nodes[tg_node_at(program, state, 0)].marks & ~(TG_OF_HALVES & ~TG_BEGINS_END) & ~TG_BODY;
   if (state->flags & TG_STATE_MARKUP) marks &= ~TG_BEGINS_END;
   return state->phase == TG_ANSWERING && !state->seq && !state->node && !marks && !program->num_never &&
          state->visible >= policy->min_answer_tokens && state->limit == TG_NO_LIMIT &&
@@ -168,7 +168,7 @@ static TG_OUT_OF_LINE void decide(const tg_program* program, const tg_policy* po
                                   tg_action* action) {
   int32_t due;
   action->kind = TG_EDIT;
-  action->node = state->node;
+  action->node = tg_node_at(program, state, state->node);
   action->forbidden = TG_SPELLED | TG_MULTI;
   if (state->phase == TG_THINKING || state->phase == TG_CLOSING) {
     decide_thinking(program, policy, state, action);
@@ -188,7 +188,7 @@ static TG_OUT_OF_LINE void decide(const tg_program* program, const tg_policy* po
     action->token = due;
     if (state->phase == TG_CLOSING) action->flags |= TG_FORCE_AIM;
   } else if (action->kind == TG_EDIT && !action->flags && !action->cut &&
-             !(program->nodes[state->node].marks & action->forbidden)) {
+             !(program->nodes[action->node].marks & action->forbidden)) {
     action->kind = TG_FREE;
   }
 }

@@ -318,7 +318,7 @@ void tg_prefetch(const tg_program* program, const tg_policy* policy, const tg_ac
 int32_t tg_apply(const tg_program* program, const tg_policy* policy, const tg_action* action, void* logits, tg_dtype dtype,
                  int64_t stride, int32_t width) {
   if (action->kind == TG_FREE) return 1;
-  TG_ASSERT(action->node >= 0 && action->node < program->num_nodes && width >= 0 && stride != 0);
+  TG_ASSERT(action->node >= 0 && action->node < program->num_pairs * program->num_nodes && width >= 0 && stride != 0);
   logits_row row = {logits, dtype, stride, width};
   return carry_out(program, policy, action, &row);
 }

@@ -48,7 +48,7 @@ typedef struct {
   tg_program program;      /* by value: its pointers are then among the kernel's arguments */
   tg_slot* slots;          /* [num_slots] */
   tg_loop* loops;          /* [num_slots, 2] behind the committed tokens, and for drafts */
-  const int32_t* policies; /* [num_slots, policy_size] each a tg_policy with its tokens */
+  const int32_t* policies; /* [num_slots, policy_size] each a tg_policy, or one for each pair, with the tokens */
   int64_t policy_size;
   tg_ids slot_of;   /* [num_rows] the slot of a row */
   tg_ids offset_of; /* [num_rows] its offset among its slot's rows */
@@ -67,7 +67,7 @@ typedef struct {
  * a step reads and what it leaves lie apart. */
 typedef struct {
   tg_program program;    /* by value: its pointers are then among the kernel's arguments */
-  const int32_t* policy; /* a tg_policy with its tokens */
+  const int32_t* policy; /* a tg_policy, or one for each pair, with the tokens */
   tg_ids tokens;         /* [num_rows, num_tokens], rows `tokens_stride` elements apart */
   int64_t tokens_stride;
   const tg_slot* slots; /* [num_seen] what the last step left, */

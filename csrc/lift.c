@@ -26,9 +26,10 @@ typedef struct {
   int32_t* parent;
   int32_t* own;    /* [num_nodes] pattern that ends here + 1 */
   int32_t* output; /* [num_nodes] longest pattern that ends here or in a suffix + 1 */
-  int32_t* below;  /* [num_nodes] kinds of the patterns that go on from here */
+  int32_t* below;  /* [num_nodes, num_pairs] kinds of the patterns that go on from here */
   int32_t* leaf;
   int32_t* start_chars; /* [num_nodes] characters of the half-written start */
+  tg_event* event;      /* [num_pairs] the one that is being read */
   tg_array events, except_token, except_step, mark_token, mark_mask;
 } builder;
 
@@ -52,40 +53,60 @@ static int is_space(uint8_t byte) { return byte == ' ' || (byte >= '\t' && byte 
 
 static int is_continuation(int32_t symbol) { return symbol < CONTROL && (symbol & 0xC0) == 0x80; }
 
-static int32_t kinds_of(const builder* b, int32_t pattern) { return b->patterns->kinds[pattern]; }
+/* Whether a pattern is an end that closes nothing behind a start of a pair. */
+static int is_foreign(const builder* b, int32_t pattern, int32_t pair) {
+  return b->patterns->kinds[pattern] & TG_END && b->patterns->pairs[pattern] != pair;
+}
+
+/* A pattern's kinds behind a start of a pair. */
+static int32_t kinds_of(const builder* b, int32_t pattern, int32_t pair) {
+  return is_foreign(b, pattern, pair) ? TG_SPELLED : b->patterns->kinds[pattern];
+}
+
+static int32_t below(const builder* b, int32_t node, int32_t pair) {
+  return b->below[(size_t)node * (size_t)b->patterns->num_pairs + (size_t)pair];
+}
+
+static tg_node* node_of(const builder* b, int32_t pair, int32_t node) {
+  return &b->lift->nodes[(size_t)pair * (size_t)b->lift->num_nodes + (size_t)node];
+}
+
+static const tg_event* event_of(const builder* b, uint32_t step, int32_t pair) {
+  return (const tg_event*)b->events.data + (size_t)(step >> 16) * (size_t)b->patterns->num_pairs + (size_t)pair;
+}
 
 /* --- the automaton --- */
 
 static tg_status grow_trie(builder* b) {
   const tg_patterns* patterns = b->patterns;
   size_t num_symbols = (size_t)CONTROL + (size_t)patterns->num_controls;
-  size_t most = 1;
+  size_t most = 1, num_pairs = (size_t)patterns->num_pairs;
   for (int32_t p = 0; p < patterns->num_patterns; p++) {
     int32_t length = patterns->offsets[p + 1] - patterns->offsets[p];
     if (length <= 0) return TG_BAD_ARGUMENT;
     most += (size_t)length;
   }
-  if (most > MAX_NODES) return TG_TOO_LARGE;
+  if (most > MAX_NODES || most * num_pairs > INT32_MAX) return TG_TOO_LARGE;
   b->child = zeros(most * num_symbols, sizeof *b->child);
   b->fail = zeros(most, sizeof *b->fail);
   b->symbol = zeros(most, sizeof *b->symbol);
   b->parent = zeros(most, sizeof *b->parent);
   b->own = zeros(most, sizeof *b->own);
   b->output = zeros(most, sizeof *b->output);
-  b->below = zeros(most, sizeof *b->below);
+  b->below = zeros(most * num_pairs, sizeof *b->below);
   b->leaf = zeros(most, sizeof *b->leaf);
   b->start_chars = zeros(most, sizeof *b->start_chars);
   tg_lift* lift = b->lift;
   lift->delta = zeros(most * num_symbols, sizeof *lift->delta);
   lift->depth = zeros(most, sizeof *lift->depth);
-  lift->end_depth = zeros(most, sizeof *lift->end_depth);
-  lift->end_of = zeros(most, sizeof *lift->end_of);
+  lift->end_depth = zeros(most * num_pairs, sizeof *lift->end_depth);
+  lift->end_of = zeros(most * num_pairs, sizeof *lift->end_of);
   lift->start_depth = zeros(most, sizeof *lift->start_depth);
   lift->start_of = zeros(most, sizeof *lift->start_of);
   lift->call_depth = zeros(most, sizeof *lift->call_depth);
   lift->call_of = zeros(most, sizeof *lift->call_of);
   lift->call_chars = zeros(most, sizeof *lift->call_chars);
-  lift->nodes = zeros(most, sizeof *lift->nodes);
+  lift->nodes = zeros(most * num_pairs, sizeof *lift->nodes);
   if (!b->child || !b->fail || !b->symbol || !b->parent || !b->own || !b->output || !b->below || !b->leaf ||
       !b->start_chars || !lift->delta || !lift->depth || !lift->end_depth || !lift->end_of || !lift->start_depth ||
       !lift->start_of || !lift->call_depth || !lift->call_of || !lift->call_chars || !lift->nodes)
@@ -97,7 +118,8 @@ static tg_status grow_trie(builder* b) {
     for (int32_t i = patterns->offsets[p]; i < patterns->offsets[p + 1]; i++) {
       int32_t symbol = patterns->symbols[i];
       if (symbol < 0 || (size_t)symbol >= num_symbols) return TG_BAD_ARGUMENT;
-      b->below[node] |= kinds_of(b, p);
+      for (size_t pair = 0; pair < num_pairs; pair++)
+        b->below[(size_t)node * num_pairs + pair] |= kinds_of(b, p, (int32_t)pair);
       int32_t* child = &b->child[(size_t)node * num_symbols + (size_t)symbol];
       if (!*child) {
         *child = num_nodes;
@@ -111,7 +133,7 @@ static tg_status grow_trie(builder* b) {
     if (!b->own[node]) b->own[node] = p + 1;
   }
   lift->num_nodes = num_nodes;
-  for (int32_t n = 1; n < num_nodes; n++) b->leaf[n] = b->below[n] == 0;
+  for (int32_t n = 1; n < num_nodes; n++) b->leaf[n] = below(b, n, 0) == 0;
   return TG_OK;
 }
 
@@ -151,11 +173,11 @@ static tg_status link_suffixes(builder* b) {
   return TG_OK;
 }
 
-/* Whether some pattern of `kind`, spelled forms left out, goes on from `node`; the first such. */
-static int32_t pattern_through(const builder* b, int32_t node, int32_t kind) {
+/* Whether some pattern of `kind`, spelled forms left out, goes on from `node` behind a start of `pair`; the first such. */
+static int32_t pattern_through(const builder* b, int32_t pair, int32_t node, int32_t kind) {
   const tg_patterns* patterns = b->patterns;
   for (int32_t p = 0; p < patterns->num_patterns; p++) {
-    if (!(patterns->kinds[p] & kind) || patterns->kinds[p] & TG_SPELLED) continue;
+    if (!(kinds_of(b, p, pair) & kind) || kinds_of(b, p, pair) & TG_SPELLED) continue;
     int32_t at = 0;
     for (int32_t i = patterns->offsets[p]; i + 1 < patterns->offsets[p + 1]; i++) {
       at = b->child[(size_t)at * (size_t)b->lift->num_symbols + (size_t)patterns->symbols[i]];
@@ -165,11 +187,13 @@ static int32_t pattern_through(const builder* b, int32_t node, int32_t kind) {
   return -1;
 }
 
-static void measure_nodes(builder* b) {
+static void measure_nodes(builder* b, int32_t pair) {
   tg_lift* lift = b->lift;
+  int32_t* end_of = lift->end_of + (size_t)pair * (size_t)lift->num_nodes;
+  int32_t* end_depth = lift->end_depth + (size_t)pair * (size_t)lift->num_nodes;
   for (int32_t n = 0; n < lift->num_nodes; n++) {
-    tg_node* node = &lift->nodes[n];
-    lift->end_of[n] = lift->start_of[n] = lift->call_of[n] = -1;
+    tg_node* node = node_of(b, pair, n);
+    end_of[n] = lift->start_of[n] = lift->call_of[n] = -1;
     for (int32_t c = b->leaf[n] ? 0 : n; c; c = b->fail[c]) { /* no sequence ever stands at a leaf */
       int32_t chars = 0, bytes = 0, has_control = 0;
       for (int32_t at = c; at; at = b->parent[at]) {
@@ -178,27 +202,27 @@ static void measure_nodes(builder* b) {
         chars += symbol >= CONTROL ? 2 : !is_continuation(symbol);
         bytes += symbol >= CONTROL ? b->patterns->control_bytes[symbol - CONTROL] : 1;
       }
-      if (lift->end_of[n] < 0 && b->below[c] & TG_END) {
-        lift->end_of[n] = pattern_through(b, c, TG_END);
-        if (lift->end_of[n] >= 0) {
+      if (end_of[n] < 0 && below(b, c, pair) & TG_END) {
+        end_of[n] = pattern_through(b, pair, c, TG_END);
+        if (end_of[n] >= 0) {
           node->end_chars = chars;
-          lift->end_depth[n] = lift->depth[c];
+          end_depth[n] = lift->depth[c];
         }
       }
-      if (lift->start_of[n] < 0 && b->below[c] & TG_START) {
-        lift->start_of[n] = pattern_through(b, c, TG_START);
+      if (lift->start_of[n] < 0 && below(b, c, pair) & TG_START) {
+        lift->start_of[n] = pattern_through(b, pair, c, TG_START);
         if (lift->start_of[n] >= 0) {
           node->start_bytes = bytes;
           b->start_chars[n] = chars;
           lift->start_depth[n] = lift->depth[c];
         }
       }
-      if (lift->call_of[n] < 0 && b->below[c] & TG_IMPLICIT) {
-        lift->call_of[n] = pattern_through(b, c, TG_IMPLICIT);
+      if (lift->call_of[n] < 0 && below(b, c, pair) & TG_IMPLICIT) {
+        lift->call_of[n] = pattern_through(b, pair, c, TG_IMPLICIT);
         lift->call_chars[n] = chars;
         lift->call_depth[n] = lift->depth[c];
       }
-      if (has_control) node->reach |= b->below[c];
+      if (has_control) node->reach |= below(b, c, pair);
     }
   }
 }
@@ -207,6 +231,7 @@ static void measure_nodes(builder* b) {
 
 typedef struct {
   int32_t node, kinds, last, starts, count;
+  int32_t pair;   /* of the last start, in this token or before it */
   int64_t behind; /* index of the first symbol behind the last marker */
 } walk;
 
@@ -224,12 +249,17 @@ static void walk_symbol(const builder* b, walk* w, int32_t symbol, int64_t index
   w->node = to & 0xFFFF;
   int32_t pattern = (int32_t)((uint32_t)to >> 16) - 1;
   if (pattern < 0) return;
-  int32_t kinds = kinds_of(b, pattern);
+  int32_t kinds = kinds_of(b, pattern, w->pair);
   w->kinds |= kinds;
   w->count += kinds != TG_RECIPIENT;
-  w->starts += (kinds & TG_START) != 0;
-  w->last = pattern + 1;
-  w->behind = index + 1;
+  if (!is_foreign(b, pattern, w->pair)) {
+    w->last = pattern + 1;
+    w->behind = index + 1;
+  }
+  if (kinds & TG_START) {
+    w->starts++;
+    w->pair = b->patterns->pairs[pattern];
+  }
   if (!w->node && !b->lift->nodes[before].reach && is_dropped_marker(b, symbol)) w->node = before;
 }
 
@@ -241,33 +271,44 @@ static int32_t symbol_at(const tg_vocab* vocab, int32_t token, int64_t index) {
   return vocab->control[token] >= 0 ? CONTROL + vocab->control[token] : vocab->text[vocab->offsets[token] + index];
 }
 
-static tg_status event_of(builder* b, const walk* w, int32_t token, int32_t* event) {
-  *event = 0;
-  if (!w->last) return TG_OK;
+/* What a token does from a node behind a start of a pair. */
+static tg_event read_event(const builder* b, int32_t pair, int32_t node, int32_t token) {
   const tg_patterns* patterns = b->patterns;
-  tg_event e = {.kinds = w->kinds | (w->count > 1 ? TG_MULTI : 0), .last = kinds_of(b, w->last - 1), .starts = w->starts};
-  for (int32_t i = patterns->offsets[w->last - 1]; i < patterns->offsets[w->last]; i++) {
+  walk w = {.node = node, .pair = pair};
+  int64_t length = num_symbols_of(b->vocab, token);
+  for (int64_t i = 0; i < length; i++) walk_symbol(b, &w, symbol_at(b->vocab, token, i), i);
+  tg_event e = {.kinds = w.kinds | (w.count > 1 ? TG_MULTI : 0), .starts = w.starts, .space = -1};
+  if (w.starts) e.pair = w.pair;
+  if (!w.last) return e;
+  e.last = patterns->kinds[w.last - 1];
+  for (int32_t i = patterns->offsets[w.last - 1]; i < patterns->offsets[w.last]; i++) {
     int32_t symbol = patterns->symbols[i];
     e.marker_bytes += symbol >= CONTROL ? patterns->control_bytes[symbol - CONTROL] : 1;
   }
-  int64_t length = num_symbols_of(b->vocab, token);
-  e.tail_bytes = (int32_t)(length - w->behind);
-  e.space = e.last & TG_START && e.tail_bytes <= patterns->space_bytes ? e.tail_bytes : -1;
-  for (int64_t i = w->behind; i < length; i++) {
+  e.tail_bytes = (int32_t)(length - w.behind);
+  if (e.last & TG_START && e.tail_bytes <= patterns->space_bytes) e.space = e.tail_bytes;
+  for (int64_t i = w.behind; i < length; i++) {
     int32_t symbol = symbol_at(b->vocab, token, i);
     e.tail_visible |= !is_space((uint8_t)symbol);
-    if (e.space > 0 && symbol != patterns->space[i - w->behind]) e.space = -1;
+    if (e.space > 0 && symbol != patterns->space[i - w.behind]) e.space = -1;
   }
-  const tg_event* events = b->events.data;
+  return e;
+}
+
+/* The number of a token's event from a node, where `kinds` are completed; 0: none are. */
+static tg_status number_event(builder* b, int32_t kinds, int32_t node, int32_t token, int32_t* number) {
+  *number = 0;
+  if (!kinds) return TG_OK;
+  for (int32_t pair = 0; pair < b->patterns->num_pairs; pair++) b->event[pair] = read_event(b, pair, node, token);
   for (size_t i = 1; i < b->events.count; i++) {
-    if (memcmp(&events[i], &e, sizeof e) == 0) {
-      *event = (int32_t)i;
+    if (memcmp((const char*)b->events.data + i * b->events.item_bytes, b->event, b->events.item_bytes) == 0) {
+      *number = (int32_t)i;
       return TG_OK;
     }
   }
   if (b->events.count >= MAX_EVENTS) return TG_TOO_LARGE;
-  *event = (int32_t)b->events.count;
-  return push(&b->events, &e);
+  *number = (int32_t)b->events.count;
+  return push(&b->events, b->event);
 }
 
 static uint32_t info_of(const tg_vocab* vocab, int32_t token) {
@@ -301,7 +342,7 @@ static tg_status lift_root(builder* b) {
     int64_t length = num_symbols_of(vocab, t);
     for (int64_t i = 0; i < length; i++) walk_symbol(b, &w, symbol_at(vocab, t, i), i);
     int32_t event;
-    tg_status status = event_of(b, &w, t, &event);
+    tg_status status = number_event(b, w.kinds, 0, t, &event);
     if (status) return status;
     lift->step[t] = (uint32_t)w.node | (uint32_t)event << 16;
     lift->info[t] = info_of(vocab, t);
@@ -323,19 +364,21 @@ static int is_quote_or_bracket(int32_t symbol) {
 }
 
 /* Whether a token that leads from `node` to `next` begins an end there, as TG_BEGINS_END says. */
-static int begins_end(const builder* b, int32_t node, int32_t token, int32_t next) {
+static int begins_end(const builder* b, int32_t pair, int32_t node, int32_t token, int32_t next) {
   const tg_lift* lift = b->lift;
-  if (lift->nodes[node].end_chars >= 2 || lift->nodes[next].end_chars < 2 || lift->nodes[next].reach) return 0;
-  if (!is_mark(b->patterns->symbols[b->patterns->offsets[lift->end_of[next]]])) return 0;
-  int64_t before = num_symbols_of(b->vocab, token) - lift->end_depth[next] - 1;
+  const tg_node* to = node_of(b, pair, next);
+  size_t at = (size_t)(to - lift->nodes);
+  if (node_of(b, pair, node)->end_chars >= 2 || to->end_chars < 2 || to->reach) return 0;
+  if (!is_mark(b->patterns->symbols[b->patterns->offsets[lift->end_of[at]]])) return 0;
+  int64_t before = num_symbols_of(b->vocab, token) - lift->end_depth[at] - 1;
   return before < 0 || !is_quote_or_bracket(symbol_at(b->vocab, token, before));
 }
 
 /* The mask of a token that leads from `node` by `step`. */
-static uint32_t mask_of(const builder* b, int32_t node, int32_t token, uint32_t step) {
+static uint32_t mask_of(const builder* b, int32_t pair, int32_t node, int32_t token, uint32_t step) {
   const tg_lift* lift = b->lift;
-  const tg_event* event = (const tg_event*)b->events.data + (step >> 16);
-  const tg_node* next = &lift->nodes[step & 0xFFFF];
+  const tg_event* event = event_of(b, step, pair);
+  const tg_node* next = node_of(b, pair, (int32_t)(step & 0xFFFF));
   uint32_t mask = (uint32_t)event->kinds | (uint32_t)next->reach << 16;
   if (next->end_chars > 2 || lift->call_chars[step & 0xFFFF] > 2) mask |= TG_GROWS_END;
   int64_t bytes = b->vocab->offsets[token + 1] - b->vocab->offsets[token];
@@ -344,7 +387,7 @@ static uint32_t mask_of(const builder* b, int32_t node, int32_t token, uint32_t 
   if (next->end_chars >= 2 && !next->reach) mask |= TG_HALF_END;
   int only_start = next->end_chars < 2 && lift->call_chars[step & 0xFFFF] < 2 && !next->reach;
   if (b->start_chars[step & 0xFFFF] >= 2 && only_start) mask |= TG_HALF_START;
-  if (begins_end(b, node, token, (int32_t)(step & 0xFFFF))) mask |= TG_BEGINS_END;
+  if (begins_end(b, pair, node, token, (int32_t)(step & 0xFFFF))) mask |= TG_BEGINS_END;
   if (lift->nodes[node].reach || (!node && b->vocab->control[token] >= 0)) {
     int64_t depth = lift->depth[node] + num_symbols_of(b->vocab, token);
     if (step >> 16) {
@@ -383,11 +426,11 @@ static tg_status lift_bucket(builder* b, int32_t node, const int32_t* bucket, si
       int32_t symbol = symbol_at(b->vocab, token, i);
       walk_symbol(b, &here, symbol, i);
       walk_symbol(b, &root, symbol, i);
-      same = here.node == root.node && !here.last && !root.last;
+      same = here.node == root.node && !here.kinds && !root.kinds;
     }
     if (same) continue;
     int32_t event;
-    tg_status status = event_of(b, &here, token, &event);
+    tg_status status = number_event(b, here.kinds, node, token, &event);
     if (status) return status;
     exception e = {token, (uint32_t)here.node | (uint32_t)event << 16};
     if (e.step == b->lift->step[token]) continue;
@@ -397,30 +440,47 @@ static tg_status lift_bucket(builder* b, int32_t node, const int32_t* bucket, si
   return TG_OK;
 }
 
-static tg_status keep_mark(builder* b, int32_t node, int32_t token, uint32_t mask) {
+static tg_status keep_mark(builder* b, int32_t pair, int32_t node, int32_t token, uint32_t mask) {
   if (!mask) return TG_OK;
-  b->lift->nodes[node].marks |= (int32_t)((mask & 0xFFFF) | mask >> 16);
+  node_of(b, pair, node)->marks |= (int32_t)((mask & 0xFFFF) | mask >> 16);
   tg_status status = push(&b->mark_token, &token);
   return status ? status : push(&b->mark_mask, &mask);
 }
 
 /* A node's marks: the root's, replaced by its own where the node has an exception. Dropped from what is copied is what says of a
  * token how it goes on from the root: that it continues what is half written there, or begins an end there. */
-static tg_status mark_node(builder* b, int32_t node, const exception* found, size_t count, size_t num_root_marks) {
+static tg_status mark_node(builder* b, int32_t pair, int32_t node, size_t root_begin, size_t root_end) {
   tg_status status = TG_OK;
-  uint32_t dropped = (uint32_t)TG_EXTENDS | (b->lift->nodes[node].end_chars >= 2 ? (uint32_t)TG_BEGINS_END : 0);
-  size_t r = 0, e = 0;
-  while (!status && (r < num_root_marks || e < count)) {
-    const int32_t* tokens = b->mark_token.data;
-    int32_t at_root = r < num_root_marks ? tokens[r] : INT32_MAX;
-    if (e < count && found[e].token <= at_root) {
-      r += found[e].token == at_root;
-      status = keep_mark(b, node, found[e].token, mask_of(b, node, found[e].token, found[e].step));
+  uint32_t dropped = (uint32_t)TG_EXTENDS | (node_of(b, pair, node)->end_chars >= 2 ? (uint32_t)TG_BEGINS_END : 0);
+  const int32_t* except_token = b->except_token.data;
+  const uint32_t* except_step = b->except_step.data;
+  size_t r = root_begin, e = (size_t)b->lift->except_offset[node], end = (size_t)b->lift->except_offset[node + 1];
+  while (!status && (r < root_end || e < end)) {
+    int32_t at_root = r < root_end ? ((const int32_t*)b->mark_token.data)[r] : INT32_MAX;
+    if (e < end && except_token[e] <= at_root) {
+      r += except_token[e] == at_root;
+      status = keep_mark(b, pair, node, except_token[e], mask_of(b, pair, node, except_token[e], except_step[e]));
       e++;
     } else {
-      status = keep_mark(b, node, at_root, ((const uint32_t*)b->mark_mask.data)[r] & ~dropped);
+      status = keep_mark(b, pair, node, at_root, ((const uint32_t*)b->mark_mask.data)[r] & ~dropped);
       r++;
     }
+  }
+  return status;
+}
+
+/* The marks of all nodes, behind a start of a pair. */
+static tg_status mark_nodes(builder* b, int32_t pair) {
+  tg_lift* lift = b->lift;
+  tg_status status = TG_OK;
+  size_t root_begin = b->mark_token.count;
+  for (int32_t t = 0; t < b->vocab->num_tokens && !status; t++)
+    status = keep_mark(b, pair, 0, t, mask_of(b, pair, 0, t, lift->step[t]));
+  size_t root_end = b->mark_token.count;
+  for (int32_t n = 0; n < lift->num_nodes && !status; n++) {
+    if (n && !b->leaf[n]) status = mark_node(b, pair, n, root_begin, root_end);
+    if (b->mark_token.count > INT32_MAX) status = TG_TOO_LARGE;
+    if (!status) lift->mark_offset[node_of(b, pair, n) - lift->nodes + 1] = (int32_t)b->mark_token.count;
   }
   return status;
 }
@@ -430,7 +490,7 @@ static tg_status lift_nodes(builder* b) {
   tg_lift* lift = b->lift;
   int32_t num_symbols = lift->num_symbols;
   lift->except_offset = zeros((size_t)lift->num_nodes + 1, sizeof *lift->except_offset);
-  lift->mark_offset = zeros((size_t)lift->num_nodes + 1, sizeof *lift->mark_offset);
+  lift->mark_offset = zeros((size_t)lift->num_nodes * (size_t)b->patterns->num_pairs + 1, sizeof *lift->mark_offset);
   size_t* first = zeros((size_t)num_symbols + 1, sizeof *first);
   size_t* fill = zeros((size_t)num_symbols + 1, sizeof *fill);
   int32_t* bucket = zeros((size_t)vocab->num_tokens, sizeof *bucket);
@@ -444,9 +504,7 @@ static tg_status lift_nodes(builder* b) {
     memcpy(fill, first, ((size_t)num_symbols + 1) * sizeof *fill);
     for (int32_t t = 0; t < vocab->num_tokens; t++)
       if (num_symbols_of(vocab, t)) bucket[fill[symbol_at(vocab, t, 0)]++] = t;
-    for (int32_t t = 0; t < vocab->num_tokens && !status; t++) status = keep_mark(b, 0, t, mask_of(b, 0, t, lift->step[t]));
   }
-  size_t num_root_marks = b->mark_token.count;
   for (int32_t n = 0; n < lift->num_nodes && !status; n++) {
     if (n && !b->leaf[n]) {
       found.count = 0;
@@ -461,14 +519,11 @@ static tg_status lift_nodes(builder* b) {
         status = push(&b->except_token, &sorted[i].token);
         if (!status) status = push(&b->except_step, &sorted[i].step);
       }
-      if (!status) status = mark_node(b, n, sorted, found.count, num_root_marks);
     }
-    if (b->except_token.count > INT32_MAX || b->mark_token.count > INT32_MAX) status = TG_TOO_LARGE;
-    if (!status) {
-      lift->except_offset[n + 1] = (int32_t)b->except_token.count;
-      lift->mark_offset[n + 1] = (int32_t)b->mark_token.count;
-    }
+    if (b->except_token.count > INT32_MAX) status = TG_TOO_LARGE;
+    if (!status) lift->except_offset[n + 1] = (int32_t)b->except_token.count;
   }
+  for (int32_t pair = 0; pair < b->patterns->num_pairs && !status; pair++) status = mark_nodes(b, pair);
   free(first);
   free(fill);
   free(bucket);
@@ -486,6 +541,7 @@ static void builder_clear(builder* b) {
   free(b->below);
   free(b->leaf);
   free(b->start_chars);
+  free(b->event);
   free(b->events.data);
   free(b->except_token.data);
   free(b->except_step.data);
@@ -504,20 +560,22 @@ static tg_status hand_over(tg_array* array, void* field, int32_t* count) {
 }
 
 tg_status tg_lift_new(const tg_vocab* vocab, const tg_patterns* patterns, tg_lift** out) {
-  if (vocab->num_tokens < 0 || patterns->num_patterns < 0 || patterns->num_controls < 0) return TG_BAD_ARGUMENT;
+  if (vocab->num_tokens < 0 || patterns->num_patterns < 0 || patterns->num_controls < 0 || patterns->num_pairs < 1)
+    return TG_BAD_ARGUMENT;
+  for (int32_t p = 0; p < patterns->num_patterns; p++)
+    if (patterns->pairs[p] < 0 || patterns->pairs[p] >= patterns->num_pairs) return TG_BAD_ARGUMENT;
   for (int32_t t = 0; t < vocab->num_tokens; t++)
     if (vocab->control[t] >= patterns->num_controls || vocab->offsets[t + 1] < vocab->offsets[t]) return TG_BAD_ARGUMENT;
   builder b = {.vocab = vocab, .patterns = patterns};
-  b.events.item_bytes = sizeof(tg_event);
+  b.events.item_bytes = (size_t)patterns->num_pairs * sizeof(tg_event);
   b.except_token.item_bytes = b.except_step.item_bytes = b.mark_token.item_bytes = b.mark_mask.item_bytes = 4;
   b.lift = calloc(1, sizeof *b.lift);
-  if (!b.lift) return TG_NO_MEMORY;
-  tg_event none = {0};
-  tg_status status = push(&b.events, &none);
+  b.event = calloc((size_t)patterns->num_pairs, sizeof *b.event);
+  tg_status status = b.lift && b.event ? push(&b.events, b.event) : TG_NO_MEMORY;
   if (!status) status = grow_trie(&b);
   if (!status) status = link_suffixes(&b);
   if (!status) {
-    measure_nodes(&b);
+    for (int32_t pair = 0; pair < patterns->num_pairs; pair++) measure_nodes(&b, pair);
     status = lift_root(&b);
   }
   if (!status) status = lift_nodes(&b);

@@ -14,14 +14,14 @@ uint32_t tg_step(const tg_program* program, int32_t node, int32_t token) {
   return at < 0 ? program->step[token] : program->except_step[at];
 }
 
-int32_t tg_kinds_on_the_way(const tg_program* program, const int32_t* tokens, int64_t num_tokens) {
+int32_t tg_kinds_on_the_way(const tg_program* program, int32_t pair, const int32_t* tokens, int64_t num_tokens) {
   int32_t kinds = 0;
   for (int32_t from = 0; from < program->num_nodes; from++) {
     int32_t node = from;
     for (int64_t i = 0; i < num_tokens; i++) {
       uint32_t step = tg_step(program, node, tokens[i]);
       node = (int32_t)(step & 0xFFFF);
-      kinds |= tg_event_at(program, step)->kinds;
+      kinds |= tg_event_at(program, step, pair)->kinds;
     }
   }
   return kinds;
@@ -39,7 +39,7 @@ int32_t tg_close_room(const tg_program* program, const tg_policy* policy) { retu
 
 static void begin_sequence(const tg_program* program, const tg_policy* policy, tg_state* state, int32_t seq, int32_t pos) {
   int32_t length;
-  sequence(program, policy, seq, &length);
+  sequence(program, policy, state->pair, seq, &length);
   state->seq = pos < length ? seq : TG_SEQ_NONE;
   state->pos = state->seq ? pos : 0;
 }
@@ -111,7 +111,7 @@ static void note_for_loop(const tg_policy* policy, tg_state* state, tg_loop* loo
  * space that the marker's own token brought along is not written again; visible text has begun the answer by itself. */
 static void begin_prefix(const tg_program* program, const tg_policy* policy, tg_state* state, const tg_event* event) {
   int32_t length;
-  sequence(program, policy, TG_SEQ_PREFIX, &length);
+  sequence(program, policy, state->pair, TG_SEQ_PREFIX, &length);
   if (!length || event->tail_visible || state->closed_by == TG_BY_NONE) return;
   if (policy->answer_prefix_on == TG_PREFIX_FORCED && state->closed_by == TG_BY_MODEL) return;
   if (state->limit != TG_NO_LIMIT && room_of(state) <= length + policy->min_answer_tokens) return;
@@ -119,14 +119,14 @@ static void begin_prefix(const tg_program* program, const tg_policy* policy, tg_
 }
 
 static void begin_close(const tg_program* program, const tg_policy* policy, tg_state* state) { /* 12, 19 */
-  int32_t finish = program->nodes[state->node].finish;
+  int32_t finish = program->nodes[tg_node_at(program, state, state->node)].finish;
   int bare = state->flags & TG_STATE_BARE || (policy->closes_line && state->block && (state->tail & 0xFF) == '\n');
   begin_sequence(program, policy, state, finish ? finish : bare ? TG_SEQ_BARE : TG_SEQ_CLOSE, 0);
 }
 
 static void settle(const tg_program* program, const tg_policy* policy, tg_state* state) {
   if (state->seq || state->phase == TG_ANSWERING || state->phase == TG_DONE) return;
-  const tg_node* node = &program->nodes[state->node];
+  const tg_node* node = &program->nodes[tg_node_at(program, state, state->node)];
   if (state->phase == TG_BEFORE && (policy->opening == TG_OPEN_FORCE || state->flags & TG_STATE_OPENS)) { /* 10 */
     begin_sequence(program, policy, state, node->open ? node->open : TG_SEQ_OPEN, 0);
   } else if (state->phase == TG_BEFORE && policy->opening == TG_OPEN_FORBID) {
@@ -254,7 +254,8 @@ static int follow_marker(const tg_program* program, const tg_policy* policy, tg_
 
 /* Whether a token in BEFORE left visible text outside a live start prefix (10). */
 static int breaks_silence(const tg_program* program, int32_t node_before, const tg_state* state, uint32_t info) {
-  int32_t had = program->nodes[node_before].start_bytes, has = program->nodes[state->node].start_bytes;
+  const tg_node* nodes = program->nodes; /* starts are the same for all pairs */
+  int32_t had = nodes[node_before].start_bytes, has = nodes[state->node].start_bytes;
   int32_t length = (int32_t)(info >> 8 & 0xFF), leading = (int32_t)(info >> 16 & 0xFF);
   if (had) return has != had + length;
   return info & TG_VISIBLE && length - has > leading;
@@ -268,7 +269,8 @@ static void extend_tail(const tg_program* program, tg_state* state, uint32_t inf
 
 /* Note markup, but for the one character at the text's end that an end may still come of: it counts with the token behind it. */
 static inline void note_markup(const tg_program* program, tg_state* state, int32_t node_before, uint32_t info) {
-  if (program->nodes[node_before].end_chars == 1 || (info & TG_MARKUP && program->nodes[state->node].end_chars != 1))
+  const tg_node* nodes = program->nodes + tg_node_at(program, state, 0);
+  if (nodes[node_before].end_chars == 1 || (info & TG_MARKUP && nodes[state->node].end_chars != 1))
     state->flags |= TG_STATE_MARKUP;
 }
 
@@ -291,7 +293,7 @@ static void count_answer(tg_state* state, int32_t visible, int forced) {
 static void account(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop, int32_t token) {
   uint32_t info = tg_info(program, token);
   uint32_t step = tg_step(program, state->node, token);
-  const tg_event* event = tg_event_at(program, step);
+  const tg_event* event = tg_event_at(program, step, state->pair);
   int32_t node_before = state->node, tail_before = state->tail;
   int forced = state->seq && next_in_sequence(program, policy, state) == token;
   int prefix = forced && state->seq == TG_SEQ_PREFIX;
@@ -303,7 +305,8 @@ static void account(const tg_program* program, const tg_policy* policy, tg_state
     state->seq = state->pos = 0;
     if (state->phase == TG_CLOSING) { /* 19 */
       state->flags |= TG_STATE_BARE;
-      if (token == program->nodes[node_before].plan) { /* in place of what could not be: goes on from there */
+      if (token == program->nodes[tg_node_at(program, state, node_before)]
+                       .plan) { /* in place of what could not be: goes on from there */
         state->flags |= TG_STATE_FORCED;
         forced = 1;
       } else { /* back in THINKING, decide again from the text */
@@ -318,7 +321,10 @@ static void account(const tg_program* program, const tg_policy* policy, tg_state
   int quoted = was == TG_ANSWERING && policy->markers_in_answer == TG_MARKERS_ALLOW && !program->is_channel &&
                event->last & ~(TG_ANSWER | TG_IMPLICIT | TG_BODY);
   if (quoted) state->flags |= TG_STATE_VIOLATION;
-  if (event->last && !quoted && follow_marker(program, policy, state, loop, was, event, info)) return;
+  if (event->last && !quoted && follow_marker(program, policy, state, loop, was, event, info)) {
+    if (event->starts) state->pair = event->pair; /* a sequence that goes on is the same for all pairs */
+    return;
+  }
   int32_t visible = (info & TG_VISIBLE) != 0;
   if (was == TG_THINKING) {
     int32_t begins = 0;
@@ -387,7 +393,7 @@ static TG_OUT_OF_LINE void take(const tg_program* program, const tg_policy* poli
 void tg_take(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop, int32_t token, int sampled,
              int32_t* silent) {
   if (!sampled && token >= 0) {
-    const tg_event* event = tg_event_at(program, tg_step(program, state->node, token));
+    const tg_event* event = tg_event_at(program, tg_step(program, state->node, token), state->pair);
     if (event->last)
       *silent = !event->tail_visible;
     else if (tg_info(program, token) & TG_VISIBLE)
@@ -508,7 +514,7 @@ void tg_open(const tg_program* program, const tg_policy* policy, const tg_ids* p
     if (!node && (i = next_mark(shown, prompt_ids, i, num_tokens)) == num_tokens) break;
     uint32_t step = tg_step(shown, node, tg_id(prompt_ids, i));
     node = (int32_t)(step & 0xFFFF);
-    found = tg_event_at(shown, step)->kinds != 0;
+    found = tg_event_at(shown, step, 0)->kinds != 0;
   }
   if (!found) return;
   state->flags |= TG_STATE_OPENS;
@@ -553,7 +559,7 @@ static int64_t behind_header(const tg_program* turns, const tg_ids* ids, int64_t
       continue;
     }
     if (step >> 16 == 0) continue;
-    const tg_event* event = tg_event_at(turns, step);
+    const tg_event* event = tg_event_at(turns, step, 0);
     if (event->kinds & TG_HEADER) {
       /* With headers, a boundary ends the assistant's turn, unless it turns out to begin one more header of the assistant.
        */

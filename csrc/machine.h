@@ -40,7 +40,17 @@ static inline int32_t tg_id(const tg_ids* ids, int64_t index) {
   return wide < 0 || wide > INT32_MAX ? -1 : (int32_t)wide;
 }
 
-static inline const tg_event* tg_event_at(const tg_program* program, uint32_t step) { return &program->events[step >> 16]; }
+/* What a step completes behind a start of a pair. */
+static inline const tg_event* tg_event_at(const tg_program* program, uint32_t step, int32_t pair) {
+  TG_ASSERT(pair >= 0 && pair < program->num_pairs);
+  return &program->events[(int32_t)(step >> 16) * program->num_pairs + pair];
+}
+
+/* Where a node's meaning and its marks lie, for the pair that a sequence stands in. */
+static inline int32_t tg_node_at(const tg_program* program, const tg_state* state, int32_t node) {
+  TG_ASSERT(node >= 0 && node < program->num_nodes && state->pair >= 0 && state->pair < program->num_pairs);
+  return state->pair * program->num_nodes + node;
+}
 
 /* Index of `token` among ascending tokens[low .. high), -1: not there. */
 static inline int32_t tg_find(const int32_t* tokens, int32_t low, int32_t high, int32_t token) {
@@ -93,8 +103,11 @@ int32_t tg_take_run(const tg_program* program, const tg_policy* policy, tg_state
 
 /* --- sequences --- */
 
-static inline const int32_t* sequence(const tg_program* program, const tg_policy* policy, int32_t seq, int32_t* length) {
-  TG_ASSERT(seq > TG_SEQ_NONE);
+/* The tokens of a sequence, for one pair; those of the program, and all of the policy's but two, are the same for all. */
+static inline const int32_t* sequence(const tg_program* program, const tg_policy* policy, int32_t pair, int32_t seq,
+                                      int32_t* length) {
+  TG_ASSERT(seq > TG_SEQ_NONE && pair >= 0 && pair < program->num_pairs);
+  policy += pair;
   const int32_t* offset = seq < TG_SEQ_PROGRAM ? policy->seq_offset + seq : program->seq_offset + (seq - TG_SEQ_PROGRAM);
   *length = offset[1] - offset[0];
   TG_ASSERT(*length >= 0);
@@ -105,7 +118,7 @@ static inline const int32_t* sequence(const tg_program* program, const tg_policy
 static inline int32_t next_in_sequence(const tg_program* program, const tg_policy* policy, const tg_state* state) {
   if (!state->seq) return -1;
   int32_t length;
-  const int32_t* tokens = sequence(program, policy, state->seq, &length);
+  const int32_t* tokens = sequence(program, policy, state->pair, state->seq, &length);
   TG_ASSERT(state->pos >= 0 && state->pos < length);
   return tokens[state->pos];
 }

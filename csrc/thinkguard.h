@@ -112,19 +112,21 @@ enum {
   TG_SEQ_PROGRAM = 7
 };
 
-/* What a token does to the automaton when it completes markers; event 0 is "nothing": all of it 0 but space. */
+/* What a token does to the automaton when it completes markers; event 0 is "nothing": all of it 0 but space. Ends of other
+ * pairs count among its kinds, as TG_SPELLED, and mean nothing else. */
 typedef struct {
   int32_t kinds;        /* of all markers completed, | TG_MULTI if there are several */
-  int32_t last;         /* kinds of the last one, which decides; a subset of `kinds` */
+  int32_t last;         /* kinds of the last one, which decides; a subset of `kinds`. 0: all are ends of other pairs */
   int32_t starts;       /* how many of them open the thinking, >= 0 */
   int32_t tail_bytes;   /* the token's bytes behind the last one, >= 0 */
   int32_t tail_visible; /* 0 or 1: whether those hold a visible byte */
   int32_t space;        /* canonical bytes of white space behind a start so far (0..4), -1: something else stands there */
   int32_t marker_bytes; /* of the last one, control tokens counted with their content, >= 0 */
+  int32_t pair;         /* of the last start among them, 0: there is none */
 } tg_event;
 
-/* What a node of the automaton (a half-written marker; 0 is the root) means. Lengths are in characters, a control token
- * counting two; of the longest suffix that begins such a marker. */
+/* What a node of the automaton (a half-written marker; 0 is the root) means behind a start of one pair, of whose ends alone is
+ * told. Lengths are in characters, a control token counting two; of the longest suffix that begins such a marker. */
 typedef struct {
   int32_t start_bytes; /* bytes of a half-written start, 0: none */
   int32_t end_chars;   /* characters of a half-written end, spelled forms left out, 0: none */
@@ -143,7 +145,9 @@ typedef struct {
   int64_t bytes;  /* of one id: 4 or 8 */
 } tg_ids;
 
-/* A compiled format: views of the caller's arrays. */
+/* A compiled format: views of the caller's arrays. Where its ends belong to its starts, the nodes, their marks and the events
+ * are there once for each *pair* of a start and its end: only the end of the pair that was begun last is TG_END, those of the
+ * others are TG_SPELLED. Where any end closes whatever was begun there is one pair, of all of them. */
 typedef struct tg_program {
   int32_t vocab_size;           /* >= 0 */
   int32_t num_nodes;            /* 1..65,535 */
@@ -156,24 +160,25 @@ typedef struct tg_program {
   int32_t space_word;           /* canonical white space behind a start, its bytes packed big-endian */
   int32_t space_bytes;          /* of it, 0..4 */
   int32_t newline;              /* the token that is a line break, -1: none that can be sampled */
-  int32_t unused;               /* 0 */
+  int32_t num_pairs;            /* >= 1; num_pairs * num_nodes fits into int32 */
   const uint32_t* step;         /* [vocab_size] from the root: next node (< num_nodes) | event << 16 */
   const uint32_t* info;         /* [vocab_size] */
   const uint32_t* tail;         /* [vocab_size] the last 4 bytes, big-endian; fewer bytes: zeros in front */
   const int32_t* except_offset; /* [num_nodes + 1] of the tokens that a node leads elsewhere than the root does */
   const int32_t* except_token;  /* ascending for each node */
   const uint32_t* except_step;  /* as `step` */
-  const int32_t* mark_offset;   /* [num_nodes + 1] of the tokens that complete, enter or extend a marker, or begin a
+  const int32_t*
+      mark_offset;           /* [num_pairs * num_nodes + 1] of the tokens that complete, enter or extend a marker, or begin a
                                      turn (TG_BODY) */
-  const int32_t* mark_token;    /* ascending for each node */
-  const uint32_t* mark_mask;    /* kinds | reach of the next node << 16; of kinds, TG_GROWS_END stands for TG_IMPLICIT where
+  const int32_t* mark_token; /* ascending for each node */
+  const uint32_t* mark_mask; /* kinds | reach of the next node << 16; of kinds, TG_GROWS_END stands for TG_IMPLICIT where
                                      the token only completes an opener that was begun before it */
-  const tg_event* events;       /* [num_events] */
-  const tg_node* nodes;         /* [num_nodes] */
-  const int32_t* never;         /* tokens that are always banned (rule 3); like the lists below ascending */
-  const int32_t* inert;         /* TG_INERT tokens below vocab_size */
-  const int32_t* blank;         /* tokens without a visible byte, inert ones included */
-  const int32_t* partial[3];    /* tokens that leave at least 1, 2, 3 bytes of a character missing, whatever came before */
+  const tg_event* events;    /* [num_events, num_pairs] */
+  const tg_node* nodes;      /* [num_pairs, num_nodes] */
+  const int32_t* never;      /* tokens that are always banned (rule 3); like the lists below ascending */
+  const int32_t* inert;      /* TG_INERT tokens below vocab_size */
+  const int32_t* blank;      /* tokens without a visible byte, inert ones included */
+  const int32_t* partial[3]; /* tokens that leave at least 1, 2, 3 bytes of a character missing, whatever came before */
   const int32_t* continuing[2]; /* tokens of exactly 1, 2 continuation bytes and nothing else */
   int32_t num_never, num_inert, num_blank, num_partial[3], num_continuing[2];
   const int32_t* seq_offset; /* [num_sequences + 1] of the program's sequences, the first is TG_SEQ_PROGRAM */
@@ -189,8 +194,10 @@ typedef struct tg_program {
   const int32_t* name_next;   /* where it leads */
 } tg_program;
 
-/* A request's policy: this struct, and in the same block of memory the tokens of its sequences, messages spelled. The fields
- * have the names that they have in ThinkPolicy (policy.py). */
+/* A request's policy: this struct, and in the same block of memory the tokens of its sequences, messages spelled. For a
+ * program of several pairs there is one for each, one behind the other, and their tokens behind the last; they differ in
+ * TG_SEQ_CLOSE and TG_SEQ_BARE alone, and functions take the first. The fields have the names that they have in ThinkPolicy
+ * (policy.py). */
 typedef struct {
   int32_t max_thinking_tokens;   /* >= 0, TG_NO_LIMIT: none */
   int32_t budget_per;            /* tg_budget_per: what max_ and soft_thinking_tokens count */
@@ -208,7 +215,8 @@ typedef struct {
   int32_t loop_tokens;           /* 0: off, else 4 .. 4 * TG_LOOP_PERIODS */
   int32_t markers_in_answer;     /* tg_markers */
   int32_t answer_prefix_on;      /* tg_answer_prefix_on: the closes behind which TG_SEQ_PREFIX is forced */
-  int32_t longest_close;         /* tokens of the longest sequence that may end the thinking, a prefix included, >= 0 */
+  int32_t longest_close;         /* tokens of the longest sequence that may end the thinking, whatever the pair, a prefix
+                                    included, >= 0 */
   int32_t num_eos;               /* 0..TG_MAX_EOS */
   int32_t eos[TG_MAX_EOS];       /* the first num_eos; eos[0] is the one that is forced */
   float close_bias;              /* logits, >= 0 */
@@ -259,6 +267,7 @@ typedef struct {
   int32_t is_headed;     /* 0 or 1, between messages: the forced header is written */
   int32_t body;          /* tg_body: of a channel format's message */
   int32_t limit;         /* max_tokens of the output, TG_NO_LIMIT: unknown */
+  int32_t pair;          /* of the last start, below num_pairs; 0 before any */
 } tg_state;
 
 /* Side block of a state whose policy looks for loops. Zeroed when a block starts. */
@@ -287,7 +296,7 @@ typedef struct {
   int32_t kind;      /* tg_action_kind */
   int32_t token;     /* TG_FORCE: the token; TG_EDIT: the target of redirects and bias, -1: none */
   int32_t aim;       /* TG_FORCE: the target of the edit in its place, -1: none */
-  int32_t node;      /* TG_EDIT, TG_ALLOW: whose marks are looked through, 0 .. num_nodes - 1 */
+  int32_t node;      /* TG_EDIT, TG_ALLOW: whose marks are looked through, pair * num_nodes + node of the state */
   int32_t forbidden; /* TG_EDIT: kinds that must not be completed */
   int32_t moved;     /* TG_EDIT: kinds whose tokens are redirected to the target, and banned */
   int32_t allowed;   /* TG_ALLOW: kinds that may be reached; a token that leads to none of them is banned */
@@ -314,10 +323,12 @@ typedef struct {
   const int32_t* symbols;
   const int32_t* offsets; /* [num_patterns + 1] */
   const int32_t* kinds;
+  const int32_t* pairs;           /* [num_patterns] of a start and of an end, below num_pairs, 0 for others */
   const int32_t* control_bytes;   /* [num_controls] length of each control token's content */
   const int32_t* control_dropped; /* [num_controls] whether skip_special_tokens drops it */
   const uint8_t* space;           /* canonical white space behind a start */
   int32_t space_bytes;
+  int32_t num_pairs; /* >= 1 */
 } tg_patterns;
 
 /* A lifted automaton; its arrays are as described in tg_program and live until tg_lift_free. */
@@ -332,8 +343,8 @@ typedef struct {
   tg_node* nodes;       /* plan, finish and open are left 0: the caller spells them */
   int32_t* delta;       /* [num_nodes, num_symbols] the automaton itself: next node | pattern completed + 1 << 16 */
   int32_t* depth;       /* [num_nodes] symbols from the root */
-  int32_t* end_depth;   /* [num_nodes] symbols of the half-written end, spelled forms left out, and */
-  int32_t* end_of;      /* [num_nodes] its pattern, -1: none */
+  int32_t* end_depth;   /* [num_pairs, num_nodes] symbols of the half-written end, spelled forms left out, and */
+  int32_t* end_of;      /* [num_pairs, num_nodes] its pattern, -1: none */
   int32_t* start_of;    /* [num_nodes] pattern of the half-written start, spelled forms left out, -1: none */
   int32_t* start_depth; /* [num_nodes] its symbols */
   int32_t* call_of;     /* [num_nodes] pattern of the half-written tool call's opener, -1: none, */
@@ -353,9 +364,9 @@ void tg_lift_free(tg_lift* lift);
  * binary search among the node's exceptions; at the root one read. */
 uint32_t tg_step(const tg_program* program, int32_t node, int32_t token);
 
-/* All kinds of marker that a sequence of tokens would complete, begun from any node. Costs num_nodes * num_tokens steps:
- * for what is bound once. */
-int32_t tg_kinds_on_the_way(const tg_program* program, const int32_t* tokens, int64_t num_tokens);
+/* All kinds of marker that a sequence of tokens would complete behind a start of a pair, begun from any node. Costs
+ * num_nodes * num_tokens steps: for what is bound once. */
+int32_t tg_kinds_on_the_way(const tg_program* program, int32_t pair, const int32_t* tokens, int64_t num_tokens);
 
 /* Index where the assistant's own turn starts in a prompt: behind the last boundary and the header's own text, 0 without any;
  * *raw is set to 1 if no boundary but BOS and padding was found, else to 0. BOS or padding counts as others do where the

@@ -27,6 +27,15 @@ WIDE = [
 # Openers of tool calls that begin as a start or an end does, that are written around a control token, or with two of them
 CALLS = [("</tool>",), ("<th>", "<tool>"), ("<|D|>call",), ("|D|[<tool>",), ("ax<tool>",), ("to=",)]
 
+# Starts whose ends belong to them: one the beginning of another, of different brackets, in letters, around a control token
+PAIRS = [
+    (("<t>", "<t_f>", "<t_ff>"), ("</t>", "</t_f>", "</t_ff>")),
+    (("[T]", "<hmm>", "|n|"), ("[/T]", "</hmm>", "|/n|")),
+    (("ab", "xy"), ("ba", "yx")),
+    (("<|c>thought", "<|c>tick"), ("<|c>done", "<|c>don't")),
+    (("<|c>thought", "<hmm>", "[T]"), ("<c|>", "</hmm>", "<|c>T")),
+]
+
 
 def chunks(rng, text, num):
     """Random substrings of a text, its markers' neighbours included."""
@@ -72,7 +81,7 @@ def vocabulary(rng, markers, controls, *, spm=False):
 
 def format_and_controls(rng):
     """A format and the texts that its vocabulary has as added tokens."""
-    kind = rng.choice(["text", "text", "token", "mixed", "mixed", "words", "harmony", "solar"])
+    kind = rng.choice(["text", "text", "token", "mixed", "mixed", "words", "pairs", "pairs", "harmony", "solar"])
     space = rng.choice(["", "\n", "\n", " \n", "\n\n"])
     after = rng.choice(["", "\n", "\n\n"])
     before = rng.choice(["", "\n"])
@@ -91,7 +100,7 @@ def format_and_controls(rng):
         close = before + end + after
         fmt = dict(starts=(start,), ends=(end,), open_text=start + space, close_text=close, **extra)
         if rng.random() < 0.2 and kind == "text":
-            fmt |= {"starts": (start, "<hmm>"), "ends": (end, "</hmm>")}
+            fmt |= {"starts": (start, "<hmm>"), "ends": (end, "</hmm>"), "paired": rng.random() < 0.5}
         return ThinkFormat(name="generated", **fmt), controls + inner
     if kind == "mixed":
         end = rng.choice(["<c|>", "<|c>done"])
@@ -101,6 +110,18 @@ def format_and_controls(rng):
             close_text=before + end + after, controls=("<|c>",), **extra,
         )  # fmt: skip
         return fmt, ["<|c>", "<c|>", *inner]
+    if kind == "pairs":
+        known = rng.choice(PAIRS)
+        some = rng.sample(range(len(known[0])), rng.choice([2, len(known[0])]))
+        starts, ends = (tuple(texts[i] for i in some) for texts in known)
+        names = [name for name in (*starts, *ends) if "c" not in name and rng.random() < rng.choice([0, 0.5, 1])]
+        controls = [name for name in ("<|c>", "<c|>") if any(name in text for text in (*starts, *ends))]
+        fmt = ThinkFormat(
+            name="generated", starts=starts, ends=ends, paired=True, open_text=starts[0] + space,
+            close_text=before + ends[0] + after, controls=tuple(controls[:1]),
+            **extra | {"answer_parts": rng.choice([(), ("<|c>more",)])},
+        )  # fmt: skip
+        return fmt, [*names, *controls, *inner]
     if kind == "words":
         fmt = ThinkFormat(
             name="generated", starts=("Here I think:", "Here's think:"), ends=("Here I say:", "Here's say:"),
@@ -210,7 +231,8 @@ def turn(rng, program, model):
     if draw < 0.7:
         return list(model.open)
     if draw < 0.8:
-        return model.open + [random_token(rng, program) for _ in range(3)]
+        opened = model.open if rng.random() < 0.5 else model.spell(model.symbols(rng.choice(model.format.starts)))
+        return opened + [random_token(rng, program) for _ in range(rng.choice([0, 3]))]
     if draw < 0.9:
         return model.open + model.close
     return [random_token(rng, program) for _ in range(rng.randrange(8))]
@@ -249,4 +271,5 @@ def snapshot(row):
         "inert": bool(state["flags"] & StateFlag.INERT),
         "markup": bool(state["flags"] & StateFlag.MARKUP), "paragraph": bool(state["flags"] & StateFlag.PARAGRAPH),
         "spoken": bool(state["flags"] & StateFlag.SPOKEN), "bare": bool(state["flags"] & StateFlag.BARE),
+        "pair": state["pair"],
     }  # fmt: skip

@@ -4,7 +4,7 @@ Slow and obvious: text is a list of symbols, markers are found by comparing suff
 tried. Never shipped; C and the device kernel are held against it. A symbol is a byte, or ("control", token id).
 
 Text and markers are tuples of symbols, and of the text only the half-written marker at its end is kept, since the rest can
-take no part in any marker. So a sequence meets the same few texts over and over, and what is a pure function of (text,
+take no part in any marker. So a sequence meets the same few texts over and over, and what is a pure function of (pair, text,
 token) is remembered.
 """
 
@@ -30,6 +30,8 @@ class Found:
     """What one token completes: (kind, spelled, index of its first symbol behind) of each marker."""
 
     markers: list = field(default_factory=list)
+    foreign: int = 0  # ends of other pairs among what it completes: they mean nothing, and are never completed
+    pair: int = 0  # of the last start, in this token or before it
     whole_call: bool = False  # one of them a tool call's opener that lies wholly in this token
 
     @property
@@ -42,7 +44,7 @@ class Found:
 
     @property
     def counted(self):
-        return sum(kind != "recipient" for kind in self.kinds)
+        return sum(kind != "recipient" for kind in self.kinds) + self.foreign
 
 
 class Model:
@@ -54,6 +56,8 @@ class Model:
         self.added = re.compile("(" + "|".join(map(re.escape, added)) + ")") if added else None
         channel = format.channel
         self.markers = []  # (symbols, kind, spelled)
+        self.pairs = {}  # symbols of a start or an end -> its index, in a format whose ends belong to their starts
+        self.num_pairs, self.pair = len(format.starts) if format.paired else 1, 0
         self.controls = []
         for kind, texts in (
             ("start", format.starts),
@@ -71,8 +75,12 @@ class Model:
             for symbol in symbols:
                 if is_control(symbol) and symbol[1] not in self.controls:
                     self.controls.append(symbol[1])
+        for texts in (format.starts, format.ends) if format.paired else ():
+            self.pairs |= {self.symbols(text): index for index, text in enumerate(texts)}
         for token in self.controls:  # rule 2: their plain spelling, by the single marker that they are or by itself
             self.add_marker(tuple(self.name_of(token).encode()), own.get(token), True)
+            if (("control", token),) in self.pairs:
+                self.pairs[tuple(self.name_of(token).encode())] = self.pairs[("control", token),]
         never = [bytes(symbols).decode() for symbols, _, spelled in self.markers if spelled]
         for text in format.implicit_ends:
             if not self.has_pieces(text):
@@ -94,19 +102,17 @@ class Model:
         self.turn_starts = set() if channel else found - set(self.controls)  # a marker's tokens have its own rules
         remembered = "bytes_of symbols_of is_visible read half reachable kinds_of reach_of is_never"
         for name in remembered.split():
-            setattr(self, name, functools.cache(getattr(self, name)))
+            setattr(self, name, self.remembering(getattr(self, name)))
         self.is_channel = channel is not None
         self.start_space = format.open_text[len(format.starts[0]) :]
         self.end_space = format.close_text.split(format.ends[0])[1]
         self.open = self.spell_before_text(self.symbols(format.open_text))
-        self.close = self.spell_before_text(self.symbols(policy.close_message + format.close_text))
         self.closes_line = not policy.close_message and format.close_text.startswith("\n")
         self.off = self.spell_before_text(self.symbols(format.off_text or format.open_text + format.close_text))
         message = policy.extend_message or ""
         words = message.lstrip(" \t\n\r\f\v")
         self.lead = message[: message.rfind("\n", 0, len(message) - len(words)) + 1] if words else ""  # rule 18
         self.extend = self.spell(self.symbols(message[len(self.lead) :]))
-        self.bare = self.spell_before_text(self.symbols(format.close_text[format.close_text.index(format.ends[0]) :]))
         behind = "" if channel else self.end_space  # rule 19
         lead = policy.answer_prefix[: len(policy.answer_prefix) - len(policy.answer_prefix.lstrip(" \t\n\r\f\v"))]
         twice = next(n for n in range(len(lead), -1, -1) if behind.endswith(lead[:n]))
@@ -121,7 +127,38 @@ class Model:
         names = [self.spell(self.symbols(text)) for text in (*format.answer_starts, *format.starts)]
         self.header_tokens = len(self.header) + max(map(len, names)) if channel else 0
         begun = [symbols[:i] for symbols, _, _ in self.markers for i in range(1, len(symbols))]
-        self.longest_close = max(len(self.close), *(len(self.finish_of(text)) for text in begun)) + len(self.prefix)
+        self.longest_close = 0
+        for self.pair in range(self.num_pairs):  # rule 8: any of them may be opened
+            longest = max(len(self.close), *(len(self.finish_of(text)) for text in begun)) + len(self.prefix)
+            self.longest_close = max(self.longest_close, longest)
+        self.pair = 0
+
+    def remembering(self, method):
+        """A method whose answers are kept; they depend on the pair, too."""
+        known = functools.cache(lambda pair, *arguments: method(*arguments))
+        return lambda *arguments: known(self.pair, *arguments)
+
+    # --- the pair of the last start (rule 1) ---
+
+    @property
+    def end(self):
+        return self.format.ends[self.pair]
+
+    @property
+    def close_text(self):
+        return self.format.close_text.replace(self.format.ends[0], self.end)
+
+    @property
+    def close(self):
+        return self.spell_before_text(self.symbols(self.policy.close_message + self.close_text))
+
+    @property
+    def bare(self):
+        return self.spell_before_text(self.symbols(self.close_text[self.close_text.index(self.end) :]))
+
+    def is_foreign(self, symbols, kind, pair):
+        """Whether a marker is the end of another pair."""
+        return kind == "end" and self.pairs.get(symbols, pair) != pair
 
     # --- text ---
 
@@ -184,13 +221,18 @@ class Model:
 
     def read(self, text, token):
         """(half-written marker at the text's end, what was completed) after one more token. Markers do not overlap."""
-        found = Found()
+        found = Found(pair=self.pair)
         for index, symbol in enumerate(self.symbols_of(token)):
             before, text = text, (*text, symbol)
             hits = [m for m in self.markers if text[-len(m[0]) :] == m[0]]
             if hits:
                 symbols, kind, spelled = max(hits, key=lambda m: len(m[0]))
-                found.markers.append((kind, spelled, index + 1))
+                if self.is_foreign(symbols, kind, found.pair):
+                    found.foreign += 1
+                else:
+                    found.markers.append((kind, spelled, index + 1))
+                if kind == "start":
+                    found.pair = self.pairs.get(symbols, 0)
                 found.whole_call |= kind == "implicit" and len(symbols) <= index + 1
                 if not self.goes_on(symbols):
                     # Who skips special tokens does not see this one: what was half written before it goes on behind it.
@@ -205,7 +247,8 @@ class Model:
         """The longest end of the text that begins a marker (of a kind, spelled forms left out), and that marker."""
         for length in range(len(text), 0, -1):
             for symbols, k, spelled in self.markers:
-                if (kind is None or (k == kind and not spelled)) and len(symbols) > length:
+                counts = k == kind and not spelled and not self.is_foreign(symbols, k, self.pair)
+                if (kind is None or counts) and len(symbols) > length:
                     if symbols[:length] == text[len(text) - length :]:
                         return text[len(text) - length :], symbols
         return (), None
@@ -216,7 +259,8 @@ class Model:
         for length in range(len(text), 0, -1):
             begun = text[len(text) - length :]
             if any(is_control(s) for s in begun):
-                kinds |= {k for symbols, k, _ in self.markers if len(symbols) > length and symbols[:length] == begun}
+                found = [m for m in self.markers if len(m[0]) > length and m[0][:length] == begun]
+                kinds |= {"spelled" if self.is_foreign(symbols, k, self.pair) else k for symbols, k, _ in found}
         return kinds
 
     def has_pieces(self, text):
@@ -238,8 +282,8 @@ class Model:
         seen, never = [], any(map(self.is_never, tokens))
         for token in tokens:
             text, found = self.read(text, token)
-            seen += found.markers
-        return tokens if [kind for kind, _, _ in seen] == ["implicit"] and not never else []
+            seen += found.kinds + ["foreign"] * found.foreign
+        return tokens if seen == ["implicit"] and not never else []
 
     # --- state ---
 
@@ -250,6 +294,7 @@ class Model:
         self.thinking = self.block = self.blocks = self.visible = self.answer = self.blank = self.extensions = 0
         self.length = self.header_count = 0
         self.space, self.closed_by, self.body, self.history = None, "none", "none", []
+        self.pair = 0
         self.markup = self.paragraph = self.spoken = self.is_bare = self.in_prefix = False
 
     def says_on(self, prompt_ids):
@@ -295,7 +340,7 @@ class Model:
             "closed_by": self.closed_by, "length": self.length, "forced": self.forced, "violation": self.violation,
             "next": self.seq[self.pos] if self.seq else None, "inert": self.inert,
             "markup": self.markup, "paragraph": self.paragraph, "spoken": self.spoken,
-            "bare": self.is_bare,
+            "bare": self.is_bare, "pair": self.pair,
         }  # fmt: skip
 
     # --- advance ---
@@ -347,6 +392,7 @@ class Model:
             if quoted:
                 self.violation = True
             elif self.follow(token, found, was):
+                self.pair = found.pair
                 return
         visible = self.is_visible(token)
         if was == "thinking":
@@ -672,7 +718,7 @@ class Model:
 
     def plan(self):
         """Rule 11."""
-        bare = self.spell(self.symbols(self.format.ends[0]))
+        bare = self.spell(self.symbols(self.end))
         begun, marker = self.half(self.text, "end")
         if characters(begun) >= 2 or (begun and len(begun) >= len(self.symbols_of(bare[0]))):
             return self.spell(marker[len(begun) :])[0]
@@ -816,6 +862,7 @@ class Model:
         below the minimum, and "whole call" is moved."""
         before, (text, found) = self.half(text, "end")[0], self.read(text, token)
         kinds = set(found.kinds) | {"spelled" for _, spelled, _ in found.markers if spelled}
+        kinds |= {"spelled"} if found.foreign else set()
         if found.counted > 1:
             kinds.add("multi")
         if token in self.turn_starts:
@@ -858,7 +905,8 @@ class Model:
         if self.vocabulary.flags[token] & 8:
             return True
         text, found = self.read((), token)
-        return bool(self.bytes_of(token) and self.is_inert(token) and (self.half(text)[0] or found.markers))
+        completes = found.markers or found.foreign
+        return bool(self.bytes_of(token) and self.is_inert(token) and (self.half(text)[0] or completes))
 
     # --- logits ---
 

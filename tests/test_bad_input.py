@@ -18,7 +18,7 @@ import pytest
 from thinkguard import FormatError, InputError, PolicyError, ThinkFormat, ThinkPolicy, ThinkProgram, Vocabulary
 from thinkguard.core._core import Action, BoundPolicy, StateBatch, Tables, ThinkState
 from thinkguard.core._slots import Slots
-from thinkguard.core.names import StateFlag
+from thinkguard.core.names import Seq, StateFlag
 from thinkguard.formats.format import MAX_MARKER_BYTES
 
 EOS, START, END, WIDTH = 256, 257, 258, 259
@@ -433,7 +433,7 @@ def test_the_memory_of_tables_and_policies_is_read_only():
         ({"info": np.zeros(2 * WIDTH, np.uint32)[::2]}, r"^arrays\['info'\] has shape .* wanted one contiguous row"),
         ({"info": unaligned(np.uint32, WIDTH)}, r"^arrays\['info'\] has shape .* wanted one contiguous row"),
         ({"nodes": PROGRAM.tables.arrays["nodes"][:0]}, r"^arrays has 0 nodes"),
-        ({"mark_offset": np.zeros(1, np.int32)}, r"^arrays has .* of except_offset, 1 of mark_offset"),
+        ({"mark_offset": np.zeros(1, np.int32)}, r"^arrays has 1 of mark_offset and 18 of except_offset: wanted 18"),
         ({"mark_offset": PROGRAM.tables.arrays["mark_offset"] + 10**6}, r"^arrays\['mark_offset'\] has to rise from 0"),
         ({"seq_offset": np.array([0, -5], np.int32)}, r"^arrays\['seq_offset'\] has to rise from 0"),
     ],
@@ -441,6 +441,27 @@ def test_the_memory_of_tables_and_policies_is_read_only():
 def test_tables_take_nothing_that_c_would_walk_out_of(change, told):
     with pytest.raises(ValueError, match=told):
         Tables({**PROGRAM.tables.arrays, **change}, PROGRAM.tables.scalars)
+
+
+@pytest.mark.parametrize(("num_pairs", "told"), [(0, "^scalars has 0 pairs"), (2, "^arrays has 17 nodes and .* for 2 pairs")])
+def test_tables_have_as_many_nodes_and_events_for_each_pair(num_pairs, told):
+    with pytest.raises(ValueError, match=told):
+        Tables(PROGRAM.tables.arrays, {**PROGRAM.tables.scalars, "num_pairs": num_pairs})
+
+
+@pytest.mark.parametrize("pair", [-1, 2])
+def test_a_pair_that_there_is_not_is_refused(pair):
+    program = ThinkProgram("hy3", _plain())
+    tables, policy = program.tables, program.bind(ThinkPolicy())
+    start = np.array(program.vocabulary.encode("<think>"), np.int32)
+    for call in (lambda: tables.kinds_on_the_way(start, pair), lambda: policy.sequence(Seq.CLOSE, pair)):
+        with pytest.raises(IndexError, match=rf"^pair {pair} is not among the format's 2"):
+            call()
+    node = 0
+    for token in start[:-1]:
+        node, _ = tables.step(node, int(token))
+    with pytest.raises(IndexError, match=rf"^pair {pair} is not among the format's 2"):
+        tables.step(node, int(start[-1]), pair)
 
 
 def test_tables_need_all_arrays():
@@ -451,12 +472,13 @@ def test_tables_need_all_arrays():
 @pytest.mark.parametrize(
     ("fields", "sequences", "eos", "told"),
     [
-        ({}, [[1], [2]], (), r"^2 sequences: wanted six"),
-        ({}, [[1.5], [], [], [], [], []], (), r"^sequences holds 1.5"),
-        ({}, [[-5], [], [], [], [], []], (), r"^sequences holds -5, which is no token id"),
-        ({}, [[], [], [], [], [], []], (1.5,), r"^eos_token_ids holds 1.5"),
-        ({}, [[], [], [], [], [], []], (2**31,), r"^eos_token_ids holds 2147483648"),
-        ({"loop_tokens": 10**6}, [[], [], [], [], [], []], (), r"^loop_tokens=1000000: must lie between 0 and 256"),
+        ({}, [[[1], [2]]], (), r"^\[2\] sequences of each pair: wanted six for each of 1"),
+        ({}, [[[]] * 6] * 2, (), r"^\[6, 6\] sequences of each pair: wanted six for each of 1"),
+        ({}, [[[1.5], [], [], [], [], []]], (), r"^sequences holds 1.5"),
+        ({}, [[[-5], [], [], [], [], []]], (), r"^sequences holds -5, which is no token id"),
+        ({}, [[[]] * 6], (1.5,), r"^eos_token_ids holds 1.5"),
+        ({}, [[[]] * 6], (2**31,), r"^eos_token_ids holds 2147483648"),
+        ({"loop_tokens": 10**6}, [[[]] * 6], (), r"^loop_tokens=1000000: must lie between 0 and 256"),
     ],
 )
 def test_a_bound_policy_takes_nothing_that_c_would_walk_out_of(fields, sequences, eos, told):

@@ -22,6 +22,7 @@ from thinkguard.doctor.tokenizer.splits import marker_tokens
 from thinkguard.errors import FormatError
 from thinkguard.formats import DEFAULT_INNER, ChannelGrammar, FamilyFacts, ThinkFormat, describe, facts_of
 from thinkguard.formats import format as format_module
+from thinkguard.formats.fit import views_of
 from thinkguard.formats.marks import Marks
 from thinkguard.formats.resolve import detect_format, resolve_format
 from thinkguard.vocabulary import Vocabulary
@@ -293,6 +294,18 @@ GOOD = {"name": "mine", "starts": ("<a>",), "ends": ("</a>",), "open_text": "<a>
         ({"close_text": "</a><b>"}, "close_text", "neither white space nor one of answer_starts"),
         ({"off_text": "<a>"}, "off_text", "no end and no answer opener"),
         ({"header_text": "assistant\n"}, "header_text", "ends in white space"),
+        ({"paired": 1}, "paired", "is neither True nor False"),
+        ({"paired": True, "ends": ("</a>", "</b>")}, "paired", "needs as many ends as starts, and there are 2 for 1"),
+        (
+            {
+                "paired": True,
+                "channel": ChannelGrammar(
+                    header="x", tool_headers=(), body="y", message_end="</a>", call_end=None, recipient=None
+                ),
+            },
+            "paired",
+            "does not go with a channel",
+        ),
         ({"assistant_headers": ("x",)}, "assistant_headers", "needs boundaries"),
         (
             {
@@ -494,6 +507,17 @@ def test_spelling_follows_the_vocabulary() -> None:
     assert fitted.starts == ("<think:opensource>", "<think>")
     assert (fitted.open_text, fitted.close_text) == ("<think:opensource>", "</think:opensource>")
     assert fitted.off_text == "<think:opensource></think:opensource>"
+
+
+def test_pairs_stay_together_where_the_vocabulary_has_another_one() -> None:
+    fitted = resolve_format("k2_horizon", vocabulary(None, "<ifm|think_fast>", "</ifm|think_fast>"))
+    assert fitted.starts == ("<ifm|think_fast>", "<ifm|think>", "<ifm|think_faster>")
+    assert fitted.ends == ("</ifm|think_fast>", "</ifm|think>", "</ifm|think_faster>")
+    assert fitted.paired
+    assert [(view.starts[0], view.close_text) for view in views_of(fitted)] == list(
+        zip(fitted.starts, fitted.ends, strict=True)
+    )
+    assert views_of(ThinkFormat.from_name("granite_3_2_text")) == (ThinkFormat.from_name("granite_3_2_text"),)
 
 
 def test_resolve() -> None:

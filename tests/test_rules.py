@@ -136,6 +136,95 @@ def test_rule_01_the_end_is_read_however_it_is_split():
         assert guard.say(text[:cut], text[cut:] + "\n").phase == "answering"
 
 
+EFFORTS = [*BYTES, b"<ifm|", b"</ifm|", b"think", b"_fast", b"er>", b">\n", b"\n\n", b"Stop.", b"\n"]
+
+
+def effort(start, *said, **policy):
+    """A row whose prompt has opened the thinking with one of K2 Horizon's three starts."""
+    format, pieces = "k2_horizon", list(dict.fromkeys(EFFORTS))
+    return Guarded(format, pieces=pieces, prompt=["<assistant>", "<ifm|", *start], **policy).say(*said)
+
+
+def test_rule_01_in_a_paired_format_only_the_end_of_the_last_start_closes():
+    guard = effort(["think", "_fast", ">"], "a", "</ifm|", "think")
+    assert not guard.allows(">"), "which would complete the end of another start"
+    assert guard.say(">", "b").phase == "thinking", "and closes nothing where it stands all the same"
+    assert not guard.violated
+    guard.say("</ifm|", "think", "_fast")
+    assert guard.allows(">")
+    assert not guard.allows("er>")
+    assert guard.say(">").phase == "answering"
+    guard.say("`", "</ifm|", "think")
+    assert not guard.allows(">"), "in the answer neither"
+    assert not guard.say("_fast").allows(">"), "a stray end"
+
+
+def test_rule_01_in_a_paired_format_that_end_is_what_is_finished_forced_and_aimed_at():
+    """Behind `<ifm|think_fast>` the guard wrote `</ifm|think>`: a parser that waits for the other one saw no answer."""
+    fast, faster = ["think", "_fast", ">"], ["think", "_fast", "er>"]
+    assert effort(["think", ">"], "a", max_thinking_tokens=1).forced() == "</ifm|think>"
+    assert effort(fast, "a", max_thinking_tokens=1).forced() == "</ifm|think_fast>"
+    assert effort(faster, "a", max_thinking_tokens=1, close_message="Stop.").forced() == "Stop.</ifm|think_faster>"
+    assert effort(faster, "a", "</ifm|", "t", max_thinking_tokens=3).forced() == "hink_faster>"
+    guard = effort(fast, "a", "</ifm|", "think")
+    assert guard.best(**{"<eos>": 9}) == "_fast"
+    guard = effort(["think", ">"], "a", "</ifm|", "think")
+    assert guard.best(**{"<eos>": 9}) == ">"
+
+
+def test_rule_01_in_a_paired_format_a_later_start_brings_its_own_end():
+    guard = effort(["think", ">"], "a", max_think_blocks=2).say("</ifm|", "think", ">", "b")
+    assert guard.count["pair"] == 0
+    guard.say("<ifm|", "think", "_fast", "er>", "c")
+    assert (guard.phase, guard.count["pair"]) == ("thinking", 2)
+    assert not guard.say("</ifm|", "think").allows(">")
+    assert guard.say("_fast", "er>").phase == "answering"
+
+
+def test_rule_10_in_a_paired_format_force_writes_the_first_start_or_finishes_one():
+    def before(*begun):
+        return Guarded("k2_horizon", pieces=list(dict.fromkeys(EFFORTS)), prompt=["<assistant>", *begun])
+
+    guard = before()
+    assert guard.forced() == "<ifm|think>"
+    assert guard.count["pair"] == 0
+    guard = before("<ifm|", "think", "_fast", "e")
+    assert guard.forced() == "r>"
+    assert guard.count["pair"] == 2
+
+
+def test_rule_08_in_a_paired_format_room_is_left_for_the_longest_end():
+    """In an answer behind the shortest end, a block of the longest could be opened that had no room to be closed."""
+    opened = ["<assistant>", *"<ifm|think>"]
+    guard = Guarded("k2_horizon", opened, pieces=BYTES, max_tokens=90, max_think_blocks=2, reserve_answer_tokens=5)
+    guard.say(*"</ifm|think>")
+    last = None  # the last place where such a block may be opened
+    while guard.say("a").count["length"] < 60:
+        here = guard.row.copy()
+        if guard.say(*"<ifm|think_faster").allows(">"):
+            last = here
+        guard.row.rollback_to(here)
+    assert last is not None
+    guard.row.rollback_to(last)
+    assert guard.say(*"<ifm|think_faster>").forced() == "</ifm|think_faster>"
+    assert 90 - guard.count["length"] == 5 + 1
+
+
+def test_rule_02_in_a_paired_format_the_tokens_of_other_ends_are_banned():
+    names = ["<think>", "</think>", "<think:opensource>", "</think:opensource>"]
+    guard = Guarded("hy3", prompt=["<assistant>", "<think:opensource>"], added=names).say("a")
+    assert not guard.allows("</think>")
+    assert guard.best(**{"<eos>": 9}) == "</think:opensource>"
+    assert guard.say("</think:opensource>", "b", "`").phase == "answering"
+    assert not guard.allows("</think>")
+    assert not guard.allows("</think:opensource>")
+    trace = guard.program.explain(
+        [guard.id("<assistant>")], [guard.id(piece) for piece in ("<think:opensource>", "a", "</think>", "b")]
+    )
+    assert (trace.phase, trace.reasoning) == ("thinking", "a</think>b")
+    assert any("'</think>' was banned, but sampled" in violation.what for violation in trace.violations)
+
+
 def test_rule_02_what_would_complete_a_forbidden_marker_is_banned_and_all_else_is_free():
     guard = answering().say("a", "<th")
     assert not guard.allows("ink>")

@@ -29,6 +29,11 @@ several tokens is the end itself. Where the rendered template calls tools with n
 opener, that one is taken.
 """
 
+PAIRED = """
+Of several openings and closings the first is forced. Those of {names} belong together line by line (`paired`):
+what one of them opened is closed by its own closing alone.
+"""
+
 SILENT = """
 ## Prompts that end without a marker
 
@@ -80,7 +85,8 @@ def named(names: Iterable[str]) -> str:
 
 def document() -> str:
     """Return the whole page."""
-    rows = ["\n| name | opening | closing | off | tool calls | models |\n|---|---|---|---|---|---|\n"]
+    paired = named(name for name in ThinkFormat.names() if ThinkFormat.from_name(name).paired)
+    rows = [PAIRED.format(names=paired), "\n| name | opening | closing | off | tool calls | models |\n|---|---|---|---|---|---|\n"]
     for name in ThinkFormat.names():
         family = ThinkFormat.from_name(name)
         openings = (family.open_text, *family.starts[1:])

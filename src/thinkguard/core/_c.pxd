@@ -57,7 +57,7 @@ cdef extern from "thinkguard.h" nogil:
         TG_FORCE_AIM
 
     ctypedef struct tg_event:
-        int32_t kinds, last, starts, tail_bytes, tail_visible, space, marker_bytes
+        int32_t kinds, last, starts, tail_bytes, tail_visible, space, marker_bytes, pair
 
     ctypedef struct tg_node:
         int32_t start_bytes, end_chars, marks, reach, plan, finish, open
@@ -69,7 +69,7 @@ cdef extern from "thinkguard.h" nogil:
 
     ctypedef struct tg_program:
         int32_t vocab_size, num_nodes, is_channel, header_seq, channel_seq, body_token, message_end, header_tokens
-        int32_t space_word, space_bytes, newline, unused
+        int32_t space_word, space_bytes, newline, num_pairs
         const uint32_t *step
         const uint32_t *info
         const uint32_t *tail
@@ -126,7 +126,7 @@ cdef extern from "thinkguard.h" nogil:
 
     ctypedef struct tg_state:
         int32_t phase, node, tail, seq, pos, flags, thinking, block, blocks, visible, answer, blank, extensions, space
-        int32_t closed_by, length, header_tokens, is_headed, body, limit
+        int32_t closed_by, length, header_tokens, is_headed, body, limit, pair
 
     ctypedef struct tg_loop:
         uint32_t count
@@ -151,10 +151,11 @@ cdef extern from "thinkguard.h" nogil:
         const int32_t *symbols
         const int32_t *offsets
         const int32_t *kinds
+        const int32_t *pairs
         const int32_t *control_bytes
         const int32_t *control_dropped
         const uint8_t *space
-        int32_t space_bytes
+        int32_t space_bytes, num_pairs
 
     ctypedef struct tg_lift:
         int32_t num_nodes, num_events, num_except, num_marks, num_symbols
@@ -182,7 +183,7 @@ cdef extern from "thinkguard.h" nogil:
     tg_status tg_lift_new(const tg_vocab *vocab, const tg_patterns *patterns, tg_lift **lift)
     void tg_lift_free(tg_lift *lift)
     uint32_t tg_step(const tg_program *program, int32_t node, int32_t token)
-    int32_t tg_kinds_on_the_way(const tg_program *program, const int32_t *tokens, int64_t num_tokens)
+    int32_t tg_kinds_on_the_way(const tg_program *program, int32_t pair, const int32_t *tokens, int64_t num_tokens)
     int64_t tg_turn_start(const tg_program *program, const tg_ids *ids, int64_t num_tokens, int64_t lead, int32_t *raw)
     void tg_start(const tg_program *program, const tg_policy *policy, const tg_ids *turn_ids, int64_t num_tokens,
                   int32_t raw, int32_t limit, tg_state *state, tg_loop *loop)

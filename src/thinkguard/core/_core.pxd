@@ -13,11 +13,12 @@ cdef class Tables:
     cdef readonly Tables turns
     cdef readonly Tables shown
     cdef int point(self, dict at) except -1
+    cdef int32_t checked_pair(self, int32_t pair) except -1
 
 
 @cython.final
 cdef class BoundPolicy:
-    cdef c.tg_policy *policy  # in `block`, the tokens of its sequences behind it
+    cdef c.tg_policy *policy  # in `block`, one for each pair, the tokens of their sequences behind them
     cdef readonly object block
     cdef readonly Tables tables
     cdef readonly object source

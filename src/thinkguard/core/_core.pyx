@@ -107,7 +107,7 @@ cdef int check(int status) except -1:
     if status == c.TG_NO_MEMORY:
         raise MemoryError("the marker tables do not fit in memory")
     if status == c.TG_BAD_ARGUMENT:
-        raise ValueError("an empty marker, or a token's symbol outside its table")
+        raise ValueError("an empty marker, or a token's symbol or a marker's pair outside its table")
     if status == c.TG_TOO_LARGE:
         raise ValueError("the markers need more than 65,535 automaton nodes or token events: use fewer or shorter ones")
     return 0
@@ -172,8 +172,8 @@ cdef int open_row(str name, object ids, Py_buffer *row) except -1:
 
 def lift(const uint8_t[::1] text not None, const int64_t[::1] offsets not None, const int32_t[::1] control not None,
          const int32_t[::1] symbols not None, const int32_t[::1] pattern_offsets not None,
-         const int32_t[::1] kinds not None, const int32_t[::1] control_bytes not None,
-         const int32_t[::1] control_dropped not None, bytes space not None):
+         const int32_t[::1] kinds not None, const int32_t[::1] pairs not None, const int32_t[::1] control_bytes not None,
+         const int32_t[::1] control_dropped not None, bytes space not None, int32_t num_pairs=1):
     """Build the automaton over the markers and lift it onto the vocabulary; a dict of arrays as in `tg_lift`."""
     cdef c.tg_vocab vocab
     cdef c.tg_patterns patterns
@@ -186,6 +186,8 @@ def lift(const uint8_t[::1] text not None, const int64_t[::1] offsets not None, 
         raise ValueError("the first offset is negative")
     if offsets[control.shape[0]] > text.shape[0] or pattern_offsets[kinds.shape[0]] > symbols.shape[0]:
         raise ValueError("the last offset lies behind the end of its data")
+    if pairs.shape[0] != kinds.shape[0]:
+        raise ValueError(f"{pairs.shape[0]} pairs for {kinds.shape[0]} patterns: one each is needed")
     if control_dropped.shape[0] != control_bytes.shape[0]:
         raise ValueError(f"{control_dropped.shape[0]} flags for {control_bytes.shape[0]} control tokens: one each is needed")
     cdef const uint8_t[::1] space_view = space if space else b"\0"
@@ -198,6 +200,8 @@ def lift(const uint8_t[::1] text not None, const int64_t[::1] offsets not None, 
     patterns.symbols = &symbols[0] if symbols.shape[0] else NULL
     patterns.offsets = &pattern_offsets[0]
     patterns.kinds = &kinds[0] if kinds.shape[0] else NULL
+    patterns.pairs = &pairs[0] if pairs.shape[0] else NULL
+    patterns.num_pairs = num_pairs
     patterns.control_bytes = &control_bytes[0] if control_bytes.shape[0] else NULL
     patterns.control_dropped = &control_dropped[0] if control_dropped.shape[0] else NULL
     patterns.space = &space_view[0]
@@ -206,7 +210,7 @@ def lift(const uint8_t[::1] text not None, const int64_t[::1] offsets not None, 
         status = c.tg_lift_new(&vocab, &patterns, &out)
     check(status)
     try:
-        n = out.num_nodes
+        n, in_all = out.num_nodes, out.num_nodes * num_pairs
         return {
             "step": copied(out.step, vocab.num_tokens, np.uint32),
             "info": copied(out.info, vocab.num_tokens, np.uint32),
@@ -214,14 +218,14 @@ def lift(const uint8_t[::1] text not None, const int64_t[::1] offsets not None, 
             "except_offset": copied(out.except_offset, n + 1, np.int32),
             "except_token": copied(out.except_token, out.num_except, np.int32),
             "except_step": copied(out.except_step, out.num_except, np.uint32),
-            "mark_offset": copied(out.mark_offset, n + 1, np.int32),
+            "mark_offset": copied(out.mark_offset, in_all + 1, np.int32),
             "mark_token": copied(out.mark_token, out.num_marks, np.int32),
             "mark_mask": copied(out.mark_mask, out.num_marks, np.uint32),
-            "events": copied(out.events, out.num_events, EVENT),
-            "nodes": copied(out.nodes, n, NODE),
+            "events": copied(out.events, out.num_events * num_pairs, EVENT),
+            "nodes": copied(out.nodes, in_all, NODE),
             "depth": copied(out.depth, n, np.int32),
-            "end_depth": copied(out.end_depth, n, np.int32),
-            "end_of": copied(out.end_of, n, np.int32),
+            "end_depth": copied(out.end_depth, in_all, np.int32),
+            "end_of": copied(out.end_of, in_all, np.int32),
             "start_depth": copied(out.start_depth, n, np.int32),
             "start_of": copied(out.start_of, n, np.int32),
             "call_depth": copied(out.call_depth, n, np.int32),
@@ -243,7 +247,6 @@ cdef tuple ARRAYS = (
 cdef tuple UNSIGNED = ("step", "info", "tail", "except_step", "mark_mask")
 cdef tuple ALIKE = (  # arrays of one length
     ("step", "info", "tail"), ("except_token", "except_step"), ("mark_token", "mark_mask"), ("name_token", "name_next"),
-    ("except_offset", "mark_offset"),
 )
 
 
@@ -252,7 +255,7 @@ cdef object words_of(object array):
     return array.reshape(-1).view(np.int32)
 
 
-cdef dict frozen(object arrays):
+cdef dict frozen(object arrays, int num_pairs):
     """Read-only views of arrays that C can walk: of the wanted types, in one piece, as long as their offsets say."""
     cdef dict views = dict(arrays)
     missing = [name for name in ARRAYS if name not in views]
@@ -273,8 +276,15 @@ cdef dict frozen(object arrays):
     for names in ALIKE:
         if len({len(views[name]) for name in names}) > 1:
             raise ValueError(f"arrays has {', '.join(f'{len(views[name])} of {name}' for name in names)}: wanted as many each")
-    if not len(views["nodes"]) or len(views["mark_offset"]) != len(views["nodes"]) + 1:
-        raise ValueError(f"arrays has {len(views['nodes'])} nodes and {len(views['mark_offset'])} offsets: wanted one more")
+    if num_pairs < 1:
+        raise ValueError(f"scalars has {num_pairs} pairs: wanted at least one")
+    num_nodes, left = divmod(len(views["nodes"]), num_pairs)
+    if not num_nodes or left or len(views["events"]) % num_pairs:
+        raise ValueError(f"arrays has {len(views['nodes'])} nodes and {len(views['events'])} events for {num_pairs} pairs: "
+                         "wanted as many for each")
+    if len(views["mark_offset"]) != len(views["nodes"]) + 1 or len(views["except_offset"]) != num_nodes + 1:
+        raise ValueError(f"arrays has {len(views['mark_offset'])} of mark_offset and {len(views['except_offset'])} of "
+                         f"except_offset: wanted {len(views['nodes']) + 1} and {num_nodes + 1}")
     for name in ("except", "mark", "seq", "name"):
         offsets, num = views[f"{name}_offset"], len(views[f"{name}_token"])
         if len(offsets) and (offsets[0] or (np.diff(offsets) < 0).any() or offsets[len(offsets) - 1] > num):
@@ -296,13 +306,14 @@ cdef class Tables:
     """
 
     def __cinit__(self, object arrays not None, object scalars not None, Tables turns=None, Tables shown=None):
-        self.arrays, self.scalars = MappingProxyType(frozen(arrays)), MappingProxyType(dict(scalars))
+        cdef int num_pairs = scalars.get("num_pairs", 1)
+        self.arrays, self.scalars = MappingProxyType(frozen(arrays, num_pairs)), MappingProxyType(dict(scalars))
         self.turns, self.shown = turns, shown
         arrays = self.arrays
         cdef c.tg_program *p = &self.program
         memset(p, 0, sizeof(c.tg_program))
         p.vocab_size = len(arrays["step"])
-        p.num_nodes = len(arrays["nodes"])
+        p.num_pairs, p.num_nodes = num_pairs, len(arrays["nodes"]) // num_pairs
         p.is_channel, p.header_seq, p.channel_seq = scalars["is_channel"], scalars["header_seq"], scalars["channel_seq"]
         p.body_token, p.message_end = scalars["body_token"], scalars["message_end"]
         p.header_tokens = scalars["header_tokens"]
@@ -387,19 +398,28 @@ cdef class Tables:
         parts.append(np.zeros(self.placed_size - sum(map(len, parts)), np.int32))
         return (<char *> &copy.program)[:sizeof(c.tg_program)], np.concatenate(parts)
 
-    def step(self, int32_t node, token):
-        """(next node, event index) of a token seen from a node; what is no token id leads nowhere."""
+    cdef int32_t checked_pair(self, int32_t pair) except -1:
+        if not 0 <= pair < self.program.num_pairs:
+            raise IndexError(f"pair {pair} is not among the format's {self.program.num_pairs}")
+        return pair
+
+    def step(self, int32_t node, token, int32_t pair=0):
+        """(next node, index in `events`) of a token seen from a node, behind a start of a pair; 0 is the event of nothing.
+
+        What is no token id leads nowhere.
+        """
         if not 0 <= node < self.program.num_nodes:
             raise IndexError(f"node {node} is not among the automaton's {self.program.num_nodes}")
         cdef uint32_t step = c.tg_step(&self.program, node, <int32_t> id_of("token", token))
-        return step & 0xFFFF, step >> 16
+        return step & 0xFFFF, (step >> 16) * self.program.num_pairs + self.checked_pair(pair) if step >> 16 else 0
 
-    def kinds_on_the_way(self, const int32_t[::1] tokens not None):
-        """All kinds of marker that a sequence of tokens would complete, begun from any node."""
+    def kinds_on_the_way(self, const int32_t[::1] tokens not None, int32_t pair=0):
+        """All kinds of marker that a sequence of tokens would complete behind a start of a pair, begun from any node."""
         cdef int32_t kinds = 0
+        self.checked_pair(pair)
         if tokens.shape[0]:
             with nogil:
-                kinds = c.tg_kinds_on_the_way(&self.program, &tokens[0], tokens.shape[0])
+                kinds = c.tg_kinds_on_the_way(&self.program, pair, &tokens[0], tokens.shape[0])
         return kinds
 
     def turn_start(self, const int32_t[::1] token_ids not None, int64_t lead=0):
@@ -422,27 +442,34 @@ cdef class BoundPolicy:
 
     def __cinit__(self, Tables tables not None, object source, object fields not None, list sequences not None,
                   tuple eos_token_ids not None):
-        """`fields` are those of tg_policy by name, the sequences (open, close, off, extend, bare, prefix) and the EOS set aside."""
+        """`fields` are those of tg_policy by name, the sequences and the EOS set aside.
+
+        `sequences` has six of each pair: open, close, off, extend, bare, prefix.
+        """
+        cdef Py_ssize_t pair, num_pairs = tables.program.num_pairs
         if len(eos_token_ids) > c.TG_MAX_EOS:
             raise InputError(f"eos_token_ids={eos_token_ids!r}: at most {c.TG_MAX_EOS} ids can end a sequence")
-        if len(sequences) != c.TG_SEQ_PROGRAM - 1 - c.TG_SEQ_NONE:
-            raise ValueError(f"{len(sequences)} sequences: wanted six, of the tokens that open, close, skip, extend, close without a message, and begin the answer")
+        if [len(of_pair) for of_pair in sequences] != [c.TG_SEQ_PROGRAM - 1 - c.TG_SEQ_NONE] * num_pairs:
+            raise ValueError(f"{[len(of_pair) for of_pair in sequences]} sequences of each pair: wanted six for each of "
+                             f"{num_pairs}, of the tokens that open, close, skip, extend, close without a message, and begin "
+                             "the answer")
         fields = dict(fields)
         if not 0 <= fields.get("loop_tokens", 0) <= 4 * c.TG_LOOP_PERIODS:
             raise ValueError(f"loop_tokens={fields['loop_tokens']}: must lie between 0 and {4 * c.TG_LOOP_PERIODS}")
         eos = int32_of("eos_token_ids", eos_token_ids).tolist()
-        tokens = int32_of("sequences", [token for sequence in sequences for token in sequence])
-        cdef Py_ssize_t head = sizeof(c.tg_policy) // sizeof(int32_t)
-        memory = np.zeros(head + len(tokens), np.int32)
-        memory[head:] = tokens
+        tokens = int32_of("sequences", [token for of_pair in sequences for sequence in of_pair for token in sequence])
+        cdef Py_ssize_t head = sizeof(c.tg_policy) // sizeof(int32_t), behind = num_pairs * head
+        memory = np.zeros(behind + len(tokens), np.int32)
+        memory[behind:] = tokens
         cdef int32_t[::1] block = memory
         self.policy = <c.tg_policy *> &block[0]
-        offsets = np.cumsum([0, 0, *map(len, sequences)])
-        self.policy[0] = dict(
-            fields, num_eos=len(eos), eos=[*eos, *[-1] * (c.TG_MAX_EOS - len(eos))], seq_offset=offsets.tolist(), tokens=head,
-        )
+        known = {"num_eos": len(eos), "eos": [*eos, *[-1] * (c.TG_MAX_EOS - len(eos))]}
+        for pair in range(num_pairs):
+            offsets = np.cumsum([0, 0, *map(len, sequences[pair])]).tolist()
+            self.policy[pair] = dict(fields, **known, seq_offset=offsets, tokens=behind - pair * head)
+            behind += offsets[len(offsets) - 1]
         memory.flags.writeable = False
-        self.block, self.tokens = memory[:], memory[head:]  # views, so that nobody can give the memory another size
+        self.block, self.tokens = memory[:], memory[num_pairs * head:]  # views: nobody can give the memory another size
         self.tables, self.source, self.fields = tables, source, MappingProxyType(fields)
 
     def __copy__(self):
@@ -468,11 +495,13 @@ cdef class BoundPolicy:
         """The token that is forced at `max_answer_tokens`, -1 for an empty EOS set."""
         return c.tg_answer_eos(&self.tables.program, self.policy)
 
-    def sequence(self, int seq):
-        """The tokens of one of the policy's own sequences, `names.Seq`."""
+    def sequence(self, int seq, int32_t pair=0):
+        """The tokens of one of the policy's own sequences, `names.Seq`, behind a start of a pair."""
         if not c.TG_SEQ_NONE < seq < c.TG_SEQ_PROGRAM:
             raise IndexError(f"sequence {seq} is none of a policy's own, 1 to {c.TG_SEQ_PROGRAM - 1}")
-        return self.tokens[self.policy.seq_offset[seq]:self.policy.seq_offset[seq + 1]].tolist()
+        cdef const c.tg_policy *policy = self.policy + self.tables.checked_pair(pair)
+        cdef Py_ssize_t begin = pair * (sizeof(c.tg_policy) // sizeof(int32_t)) + policy.tokens
+        return self.block[begin + policy.seq_offset[seq]:begin + policy.seq_offset[seq + 1]].tolist()
 
 
 @cython.final

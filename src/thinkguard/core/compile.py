@@ -19,6 +19,7 @@ from thinkguard.core import _core
 from thinkguard.core.names import Kind, Seq, TokenInfo
 from thinkguard.errors import FormatError, TokenizerError
 from thinkguard.formats import DEFAULT_INNER, TURN_STARTS, ThinkFormat
+from thinkguard.formats.fit import views_of
 from thinkguard.vocabulary import TokenFlag, Vocabulary
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -36,9 +37,9 @@ class Compiled:
     turns: tuple[Arrays, dict[str, int]] | None  # the automaton over turn boundaries that are text or headers
     shown: tuple[Arrays, dict[str, int]] | None  # that over the texts of a prompt that say that thinking is on
     open: list[int]
-    close: list[int]
+    close: tuple[list[int], ...]  # of each pair
     off: list[int]
-    bare: list[int]  # of the close, the end marker and what is behind it
+    bare: tuple[list[int], ...]  # of each close, the end marker and what is behind it
     end_ids: frozenset[int]  # tokens that are an end marker by themselves
     eos_token_ids: tuple[int, ...]
 
@@ -96,33 +97,40 @@ def compile_format(format: ThinkFormat, vocabulary: Vocabulary) -> Compiled:
     alphabet = _Alphabet(vocabulary)
     patterns = _patterns(format, alphabet)
     space = format.open_text.removeprefix(format.starts[0]).encode()
-    lifted = _lift(vocabulary, alphabet, patterns, space)
+    views = views_of(format)
+    lifted = _lift(vocabulary, alphabet, patterns, space, _pairs(format, alphabet, patterns), len(views))
     _mark_turn_starts(lifted, format, vocabulary, alphabet)
     default_eos = _eos(format, vocabulary)
     _flag_tokens(lifted, format, vocabulary, alphabet)
     _flag_markup(lifted, patterns, vocabulary)
     _list_tokens(lifted, vocabulary)
     lifted |= _name_walk(format.header_text.encode(), vocabulary)
-    spelled = _Spelling(format, alphabet, patterns, lifted)
-    lifted |= spelled.arrays()
+    sequences: list[list[int]] = []
+    spellings = [_Spelling(view, alphabet, patterns, lifted, sequences, pair) for pair, view in enumerate(views)]
+    spelled = spellings[0]
+    lifted["seq_offset"] = np.cumsum([0, *map(len, sequences)], dtype=np.int32)
+    lifted["seq_token"] = np.array([token_id for sequence in sequences for token_id in sequence], np.int32)
     end_ids = frozenset(
         token for token, index in alphabet.controls.items() if patterns.get((_CONTROL + index,), 0) & Kind.END
     )
     scalars = spelled.scalars() | {"space_word": signed(int.from_bytes(space, "big")), "space_bytes": len(space)}
-    scalars |= {"newline": _newline(lifted, vocabulary)}
+    scalars |= {"newline": _newline(lifted, vocabulary), "num_pairs": len(views)}
+    scalars |= {name: max(one.scalars()[name] for one in spellings) for name in ("longest_finish", "longest_call")}
     compiled = Compiled(
         arrays=lifted,
         scalars=scalars,
         turns=_turns(format, vocabulary, lifted),
         shown=_shown(format, vocabulary, lifted),
         open=spelled.open,
-        close=spelled.close,
+        close=tuple(one.close for one in spellings),
         off=spelled.off,
-        bare=spelled.bare,
+        bare=tuple(one.bare for one in spellings),
         end_ids=end_ids,
         eos_token_ids=default_eos,
     )
-    spelled.verify(_core.Tables(lifted, scalars))
+    tables = _core.Tables(lifted, scalars)
+    for one in spellings:
+        one.verify(tables)
     _refuse_overlaps(format, vocabulary, alphabet, patterns)
     return compiled
 
@@ -191,6 +199,20 @@ def _patterns(format: ThinkFormat, alphabet: _Alphabet) -> dict[Symbols, int]:
     return patterns
 
 
+def _pairs(format: ThinkFormat, alphabet: _Alphabet, patterns: dict[Symbols, int]) -> dict[Symbols, int]:
+    """The pair of each start and end, spelled forms included; empty where any end closes what any start opens."""
+    if not format.paired:
+        return {}
+    listed = (*enumerate(format.starts), *enumerate(format.ends))
+    pairs = {alphabet.symbols(text): pair for pair, text in listed}
+    names = {token_id: name for name, token_id in alphabet.vocabulary.added.items()}
+    for token_id, index in alphabet.controls.items():
+        spelled = tuple(names[token_id].encode())
+        if (_CONTROL + index,) in pairs and patterns[spelled] & Kind.SPELLED:
+            pairs[spelled] = pairs[_CONTROL + index,]
+    return pairs
+
+
 def _openers(format: ThinkFormat, alphabet: _Alphabet) -> list[str]:
     """Return the openers of tool calls, but for those that this vocabulary has no pieces for: its model writes none."""
     vocabulary = alphabet.vocabulary
@@ -202,7 +224,10 @@ def _openers(format: ThinkFormat, alphabet: _Alphabet) -> list[str]:
     return [text for text in format.implicit_ends if has_pieces(text)]
 
 
-def _lift(vocabulary: Vocabulary, alphabet: _Alphabet, patterns: dict[Symbols, int], space: bytes) -> Arrays:
+def _lift(
+    vocabulary: Vocabulary, alphabet: _Alphabet, patterns: dict[Symbols, int], space: bytes,
+    pairs: dict[Symbols, int], num_pairs: int,
+) -> Arrays:  # fmt: skip
     control = np.full(vocabulary.num_tokens, -1, np.int32)
     for token_id, index in alphabet.controls.items():
         control[token_id] = index
@@ -214,9 +239,11 @@ def _lift(vocabulary: Vocabulary, alphabet: _Alphabet, patterns: dict[Symbols, i
         np.array([s for symbols in patterns for s in symbols], np.int32),
         np.cumsum([0, *lengths], dtype=np.int32),
         np.array(list(patterns.values()), np.int32),
+        np.array([pairs.get(symbols, 0) for symbols in patterns], np.int32),
         np.array([len(vocabulary.token_bytes(t)) for t in alphabet.controls], np.int32),
         np.array([bool(vocabulary.flags[t] & TokenFlag.SPECIAL) for t in alphabet.controls], np.int32),
         space,
+        num_pairs,
     )
 
 
@@ -356,11 +383,20 @@ def _ids(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
 
 
 class _Spelling:
-    """The sequences that may be forced, and what finishes a half-written marker at each node."""
+    """The sequences that may be forced, and what finishes a half-written marker at each node, behind a start of one pair.
 
-    def __init__(self, format: ThinkFormat, alphabet: _Alphabet, patterns: dict[Symbols, int], lifted: Arrays) -> None:
-        self.format, self.alphabet, self.lifted = format, alphabet, lifted
-        self.sequences: list[list[int]] = []
+    `format` has that pair first; `sequences` are those of all pairs, to which what is new is added: one that opens is under
+    way in one pair, and then in another one.
+    """
+
+    def __init__(
+        self, format: ThinkFormat, alphabet: _Alphabet, patterns: dict[Symbols, int], lifted: Arrays,
+        sequences: list[list[int]], pair: int,
+    ) -> None:  # fmt: skip
+        self.format, self.alphabet, self.lifted, self.sequences, self.pair = format, alphabet, lifted, sequences, pair
+        num_nodes = len(lifted["depth"])
+        own = slice(pair * num_nodes, (pair + 1) * num_nodes)
+        self.nodes, self.end_of, self.end_depth = (lifted[name][own] for name in ("nodes", "end_of", "end_depth"))
         channel = format.channel
         self.open = self.spell(format.open_text, before_text=True)
         self.close = self.spell(format.close_text, before_text=True)
@@ -392,11 +428,11 @@ class _Spelling:
         bare_end = self.alphabet.token_ids(symbols_of(format.ends[0]))
         first = bare_end[0]
         planned = 1 if first in self.alphabet.controls else len(self.alphabet.vocabulary.token_bytes(first))
-        nodes, self.finishes, self.longest_call = self.lifted["nodes"], [], 0
+        nodes, self.finishes, self.longest_call = self.nodes, [], 0
         for node in range(len(nodes)):
-            rest = patterns[self.lifted["end_of"][node]][self.lifted["end_depth"][node] :]
+            rest = patterns[self.end_of[node]][self.end_depth[node] :]
             # Behind a plan's own first token the plan goes on, even where that token has fewer than two characters.
-            begun_end = nodes["end_chars"][node] >= 2 or self.lifted["end_depth"][node] >= planned
+            begun_end = nodes["end_chars"][node] >= 2 or self.end_depth[node] >= planned
             nodes["plan"][node] = self.alphabet.token_ids(rest)[0] if begun_end else first
             if nodes["end_chars"][node] >= 2:
                 finish = self.alphabet.token_ids(rest + behind_end, before_text=True)
@@ -434,15 +470,9 @@ class _Spelling:
             leads = int(self.lifted["except_step"][at] if found else step[token_id])
             node = leads & 0xFFFF
             if leads >> 16:
-                seen.append(int(self.lifted["events"]["kinds"][leads >> 16]))
+                number = (leads >> 16) * (len(self.lifted["nodes"]) // len(self.nodes)) + self.pair
+                seen.append(int(self.lifted["events"]["kinds"][number]))
         return seen == [Kind.IMPLICIT] and not set(token_ids) & set(self.lifted["never"].tolist())
-
-    def arrays(self) -> Arrays:
-        lengths = [len(sequence) for sequence in self.sequences]
-        return {
-            "seq_offset": np.cumsum([0, *lengths], dtype=np.int32),
-            "seq_token": np.array([t for sequence in self.sequences for t in sequence], np.int32),
-        }
 
     def scalars(self) -> dict[str, int]:
         channel = self.format.channel
@@ -462,7 +492,8 @@ class _Spelling:
 
         No marker may need byte tokens: an invalid byte before them would turn all of them into U+FFFD.
 
-        The close sequence is walked from wherever it may begin, so that text before it cannot turn it into a start.
+        The close sequence is walked from wherever it may begin, so that text before it cannot turn it into a start. The
+        opening and the thinking-off text are forced before any start, where the first pair's marks are right.
         """
         vocabulary = self.alphabet.vocabulary
         for marker in (*self.format.starts, *self.format.ends):
@@ -474,18 +505,19 @@ class _Spelling:
         banned = set(self.lifted["never"].tolist())
         both = int(Kind.START | Kind.END | Kind.IMPLICIT)
         ends = int(Kind.END | Kind.ANSWER)  # either may be what the thinking-off text leads to
-        walks = [(0, self.open, int(Kind.START), both), (0, self.off, 0, 0)]
-        whole = np.flatnonzero(self.lifted["nodes"]["finish"] == Seq.NONE).tolist()
+        walks = [(0, self.open, int(Kind.START), both), (0, self.off, 0, 0)] if self.pair == 0 else []
+        whole = np.flatnonzero(self.nodes["finish"] == Seq.NONE).tolist()
         walks += [(node, self.close, int(Kind.END), both) for node in whole]
         walks += [(node, tokens, int(Kind.END), both) for node, tokens in self.finishes]
         for node, tokens, wanted, among in walks:
             kinds = seen = 0
-            at = node
+            at, pair = node, self.pair
             for token in tokens:
-                at, event = tables.step(at, token)
-                completed = int(self.lifted["events"]["kinds"][event])
-                kinds |= completed
-                seen += bool(completed & among)
+                at, number = tables.step(at, token, pair)
+                event = self.lifted["events"][number]
+                kinds |= int(event["kinds"])
+                seen += bool(event["kinds"] & among)
+                pair = int(event["pair"]) if event["starts"] else pair
             as_wanted = bool(kinds & ends) if tokens is self.off else kinds & among == wanted and seen == 1
             if not as_wanted or kinds & (Kind.SPELLED | Kind.MULTI) or banned & set(tokens):
                 spelled = b"".join(map(self.alphabet.vocabulary.token_bytes, tokens))
@@ -522,14 +554,14 @@ def _prompt_tables(
 ) -> tuple[Arrays, dict[str, int]]:
     """Tables of an automaton that only reads prompts."""
     vocabulary = alphabet.vocabulary
-    arrays = _lift(vocabulary, alphabet, patterns, b"") | {"info": lifted["info"], "tail": lifted["tail"]}
+    arrays = _lift(vocabulary, alphabet, patterns, b"", {}, 1) | {"info": lifted["info"], "tail": lifted["tail"]}
     empty = np.empty(0, np.int32)
     names = ("never", "inert", "blank", "partial1", "partial2", "partial3", "continuing1", "continuing2", "seq_token")
     arrays |= dict.fromkeys(names, empty) | {"seq_offset": np.zeros(1, np.int32)} | _name_walk(b"", vocabulary)
     scalars = dict.fromkeys(
         ("header_seq", "channel_seq", "header_tokens", "longest_finish", "longest_call", "space_word", "space_bytes"), 0
     )
-    scalars |= {"is_channel": int(has_headers), "body_token": -1, "message_end": -1, "newline": -1}
+    scalars |= {"is_channel": int(has_headers), "body_token": -1, "message_end": -1, "newline": -1, "num_pairs": 1}
     return arrays, scalars
 
 

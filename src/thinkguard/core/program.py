@@ -30,6 +30,7 @@ from thinkguard.core.names import (
 from thinkguard.core.trace import ThinkTrace, explain
 from thinkguard.errors import FormatError, InputError, PolicyError
 from thinkguard.formats import ThinkFormat
+from thinkguard.formats.fit import views_of
 from thinkguard.formats.resolve import resolve_format
 from thinkguard.policy import POLICY_FIELDS, ThinkPolicy, shown
 from thinkguard.vocabulary import TokenFlag, Vocabulary
@@ -70,6 +71,7 @@ class ThinkProgram:
         self._compiled = compiled
         turns, shown = (Tables(*more) if more else None for more in (compiled.turns, compiled.shown))
         self.tables = Tables(compiled.arrays, compiled.scalars, turns, shown)
+        self._views = views_of(self.format)
         self._lead = int(compiled.turns[0]["depth"].max()) if compiled.turns else 1  # symbols of the longest boundary
         self._bound: OrderedDict[tuple[ThinkPolicy, tuple[int, ...], bool], BoundPolicy] = OrderedDict()
         self._lock = threading.Lock()
@@ -131,24 +133,26 @@ class ThinkProgram:
             raise PolicyError(
                 f"max_answer_tokens={policy.max_answer_tokens} forces EOS, but no EOS is known: pass eos_token_id="
             )
-        close, off, bare = self._close(policy.close_message), self._compiled.off, self._compiled.bare
+        off, bares = self._compiled.off, self._compiled.bare
+        closes = tuple(self._close(policy.close_message, pair) for pair in range(len(self._views)))
         if bare_close:
             if policy.answer_prefix:
                 raise PolicyError(
                     f"answer_prefix={policy.answer_prefix!r} with a grammar for the answer: the grammar decides how the "
                     "answer begins; leave answer_prefix out, or put it into the grammar"
                 )
-            close, off, bare = self._bare(close), self._bare(off), self._bare(bare)
+            closes, off, bares = tuple(map(self._bare, closes)), self._bare(off), tuple(map(self._bare, bares))
         extend, lead = self._extension(policy.extend_message or "")
         prefix, space = self._prefix(policy.answer_prefix)
         scalars = self._compiled.scalars
-        longest = max(len(close), scalars["longest_finish"], scalars["longest_call"]) + len(prefix)
+        longest = max(*map(len, closes), scalars["longest_finish"], scalars["longest_call"]) + len(prefix)
         fields = _fields_of(policy) | {"opening": self._opening(policy), "longest_close": longest} | lead
         fields["prefix_space"] = space
         fields["closes_line"] = int(not policy.close_message and self.format.close_text.startswith("\n"))
-        sequences = [self._compiled.open, close, off, extend, bare, prefix]
+        opening = self._compiled.open
+        sequences = [[opening, close, off, extend, bare, prefix] for close, bare in zip(closes, bares, strict=True)]
         bound = BoundPolicy(self.tables, policy, fields, sequences, eos)
-        self._refuse_eos_in(eos, [token_id for sequence in sequences for token_id in sequence])
+        self._refuse_eos_in(eos, bound.tokens.tolist())
         return bound
 
     def _opening(self, policy: ThinkPolicy) -> Opening:
@@ -167,11 +171,11 @@ class ThinkProgram:
         ends = [i for i, token_id in enumerate(token_ids) if token_id in self._compiled.end_ids]
         return token_ids[: ends[-1] + 1] if ends else token_ids
 
-    def _kinds_of(self, token_ids: list[int]) -> int:
-        """The kinds of marker that a sequence completes by itself."""
+    def _kinds_of(self, token_ids: list[int], pair: int = 0) -> int:
+        """The kinds of marker that a sequence completes by itself, behind a start of a pair."""
         node = kinds = 0
         for token_id in token_ids:
-            node, event = self.tables.step(node, token_id)
+            node, event = self.tables.step(node, token_id, pair)
             kinds |= int(self.tables.arrays["events"]["kinds"][event])
         return kinds
 
@@ -183,14 +187,15 @@ class ThinkProgram:
                 "set and also needed to write a marker, its white space or a message: pass eos_token_id= without it"
             )
 
-    def _close(self, message: str) -> list[int]:
-        """The close sequence, spelled as one text: what stands in front of white space changes how it is spelled."""
+    def _close(self, message: str, pair: int) -> list[int]:
+        """A pair's close sequence, spelled as one text: what stands in front of white space changes how it is spelled."""
         if not self._message("close_message", message):
-            return self._compiled.close
-        text = message + self.format.close_text
+            return self._compiled.close[pair]
+        text = message + self._views[pair].close_text
         close = self.vocabulary.encode_bytes(text.encode(), before_text=True)
-        wanted = self._kinds_of(self._compiled.close)
-        if self.tables.kinds_on_the_way(np.array(close, np.int32)) & ~wanted or self._kinds_of(close) != wanted:
+        wanted = self._kinds_of(self._compiled.close[pair], pair)
+        on_the_way = self.tables.kinds_on_the_way(np.array(close, np.int32), pair)
+        if on_the_way & ~wanted or self._kinds_of(close, pair) != wanted:
             raise PolicyError(
                 f"close_message={message!r} could complete a marker together with the close sequence of "
                 f"format {self.format.name!r}: reword its end"
@@ -360,7 +365,7 @@ class ThinkProgram:
         if now["seq"] == Seq.NONE:
             return 0
         if now["seq"] < Seq.PROGRAM:
-            return len(state.policy.sequence(now["seq"])) - now["pos"]
+            return len(state.policy.sequence(now["seq"], now["pair"])) - now["pos"]
         offsets, at = self.tables.arrays["seq_offset"], now["seq"] - Seq.PROGRAM
         return int(offsets[at + 1] - offsets[at]) - now["pos"]
 

@@ -107,7 +107,7 @@ def explain(state: ThinkState, output_ids: Sequence[int], vocabulary: Vocabulary
         if state.phase == Phase.DONE:
             break
         before, action = state.as_dict(), state.decide()
-        _, event_index = tables.step(before["node"], token_id if 0 <= token_id < 2**31 else 0)
+        _, event_index = tables.step(before["node"], token_id if 0 <= token_id < 2**31 else 0, before["pair"])
         event = tables.arrays["events"][event_index]
         state.advance(token_id if 0 <= token_id < 2**31 else -1)
         if action.kind == ActionKind.FORCE and action.token == token_id:

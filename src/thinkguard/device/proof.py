@@ -40,6 +40,11 @@ _TEXTS = (
     "<think>\nA🧮🧮🧮🧮🧮🧮</think>\n\n🧮🧮🧮🧮🧮🧮🧮🧮",
     "None here. <think>\nAfter all.</think>\n\nWell.<eos>",
 )
+_PAIRED = (
+    "<thin>\nab ab ab ab ab</thin>\n\nThe end.<eos>",
+    "<think>\nSo.</thin> And</think>\n\nWell.<thin>\nA🧮🧮🧮🧮🧮🧮</think></thin>\n\n🧮🧮🧮🧮🧮",
+    "None here. <thin>\nAfter all.</thin>\n\nWell.</thin>\n\n\n \n <think>\nab ab ab ab",
+)
 _MESSAGES = (
     "<|channel|>analysis<|message|>So.<|end|><|start|>assistant<|channel|>final<|message|>The end.<|return|>",
     "<|channel|>commentary to=f<|message|>{}<|call|>",
@@ -67,12 +72,15 @@ def _grammar() -> ThinkFormat:
 
 
 def scripts() -> Iterator[Script]:
-    """Markers as tokens, markers as text beside tokens that double bytes, and a message grammar."""
+    """Markers as tokens, markers as text beside tokens that double bytes, ends of starts of their own, and a message grammar."""
     asked = replace(ThinkFormat.from_name("think"), on_texts=("assistant",))  # in every prompt, which is read for it
+    pairs = {"starts": (*asked.starts, "<thin>"), "ends": (*asked.ends, "</thin>")}
+    paired = replace(asked, **pairs, on_texts=(), paired=True)
     pieces = [bytes([byte]) for byte in range(256)] + _WORDS
     for format, texts, controls, doubles, eos, turn in (
         ("think", _TEXTS, ("<|im_start|>", "<eos>", "<think>", "</think>"), [], "<eos>", "<|im_start|>assistant\n"),
         (asked, _TEXTS, ("<|im_start|>", "<eos>"), [b"<", b"a"], "<eos>", "<|im_start|>assistant\n"),
+        (paired, _PAIRED, ("<|im_start|>", "<eos>", "<thin>"), [], "<eos>", "<|im_start|>assistant\n<thin>"),
         (_grammar(), _MESSAGES, _HARMONY, [], "<|return|>", "<|start|>user<|message|>hi<|end|><|start|>assistant"),
     ):
         spelled = pieces + doubles

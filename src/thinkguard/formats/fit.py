@@ -57,6 +57,12 @@ def pairs_of(family: ThinkFormat) -> list[tuple[str, str]]:
     return [(start, end) for start in family.starts for end in family.ends]
 
 
+def views_of(format: ThinkFormat) -> tuple[ThinkFormat, ...]:
+    """Return the format as it is behind each of its starts, that start and its end first; itself alone if it is not paired."""
+    pairs = dict(pairs_of(format)) if format.paired else {}
+    return tuple(respelled(format, start, pairs) for start in pairs) or (format,)
+
+
 def any_of(markers: Iterable[str]) -> str:
     """Return a regular expression for any of the markers, the longest first; it matches nothing if there are none."""
     return "|".join(map(re.escape, sorted(markers, key=len, reverse=True))) or "(?!)"

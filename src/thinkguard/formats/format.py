@@ -1,7 +1,8 @@
 """How a model family writes reasoning: markers, the white space around them, and what surrounds a turn.
 
 The families are data (`table.json`, described by `table.schema.json`); this file checks and hands them out.
-Where several starts and ends are listed and there are as many ends as starts, the n-th end belongs to the n-th start.
+Where several starts and ends are listed and there are as many ends as starts, the n-th end belongs to the n-th start. In a
+`paired` format no other end closes what a start opened; elsewhere any does.
 """
 
 from __future__ import annotations
@@ -64,9 +65,10 @@ class ThinkFormat:
 
     name: str
     starts: tuple[str, ...]  # the guard writes the first
-    ends: tuple[str, ...]  # the guard writes the first
+    ends: tuple[str, ...]  # the guard writes the first, or that of the start which was written if they are `paired`
     open_text: str  # starts[0] and the white space that follows it
     close_text: str  # white space, ends[0], white space; an answer opener may follow
+    paired: bool = False  # whether what the n-th start opens is closed by the n-th end alone; else any end closes it
     answer_starts: tuple[str, ...] = ()
     answer_ends: tuple[str, ...] = ()  # informative: stripped when an output is explained
     answer_parts: tuple[str, ...] = ()  # what else an answer writes that begins with a control token of a marker
@@ -180,6 +182,7 @@ def _check(format: ThinkFormat) -> None:
     for field in ("starts", "ends"):
         if not getattr(format, field):
             raise _refuse(format, field, "is empty", "list at least one marker")
+    _check_pairs(format)
     _check_lengths(format)
     _check_markers(format)
     _check_texts(format)
@@ -200,6 +203,17 @@ def _texts(format: ThinkFormat) -> Iterator[tuple[str, str]]:
     for part in fields(format.channel) if format.channel else ():
         value = getattr(format.channel, part.name)
         yield from (("channel", text) for text in (value if isinstance(value, tuple) else (value or "",)))
+
+
+def _check_pairs(format: ThinkFormat) -> None:
+    if not isinstance(format.paired, bool):
+        raise _refuse(format, "paired", "is neither True nor False", "say whether each start has an end of its own")
+    if format.paired and len(format.starts) != len(format.ends):
+        rule = f"needs as many ends as starts, and there are {len(format.ends)} for {len(format.starts)}"
+        raise _refuse(format, "paired", rule, "list the n-th start's end as the n-th, or leave paired out")
+    if format.paired and format.channel is not None:
+        rule = "does not go with a channel, whose messages all have one end"
+        raise _refuse(format, "paired", rule, "leave one of them out")
 
 
 def _check_lengths(format: ThinkFormat) -> None:

@@ -143,10 +143,11 @@ def places(program: ThinkProgram, ids: Sequence[int], begin: int, end: int) -> l
     events, vocabulary = program.tables.arrays["events"], program.vocabulary
     lengths = [len(vocabulary.token_bytes(t)) if t < vocabulary.num_tokens else 0 for t in ids[begin:end]]
     found: list[Place] = []
-    node = 0
+    node = pair = 0
     for i in range(begin, end):
-        node, number = program.tables.step(node, ids[i])
+        node, number = program.tables.step(node, ids[i], pair)
         event = events[number]
+        pair = int(event["pair"]) if event["starts"] else pair
         kind = int(event["last"])
         opened = program.format.channel is None or any(place.marker == "start" for place in found)
         if kind & Kind.START or (kind & Kind.END and opened):

@@ -87,7 +87,7 @@ def _walk(program: ThinkProgram, state: ThinkState, output: Sequence[int]) -> _T
     for token_id in output:
         before = state.as_dict()
         phase = Phase(before["phase"])
-        _, number = program.tables.step(before["node"], token_id)
+        _, number = program.tables.step(before["node"], token_id, before["pair"])
         kind = int(program.tables.arrays["events"]["last"][number])
         state.advance(token_id)
         if kind & Kind.START:
