@@ -103,6 +103,12 @@ static uint32_t mark_of(const tg_program* program, int32_t node, int32_t token) 
   return at < 0 ? 0 : program->mark_mask[at];
 }
 
+/* Index of the first mark of a node that can have one of these kinds: those that speak of half-written markers alone are often
+ * hundreds, and of no matter for most steps. */
+static int32_t first_mark(const tg_program* program, int32_t node, int32_t kinds) {
+  return program->mark_offset[node] + (kinds & TG_OF_HALVES ? 0 : program->nodes[node].halves);
+}
+
 static int is_never(const tg_program* program, int32_t token) {
   for (int32_t i = 0; i < program->num_never; i++)
     if (program->never[i] == token) return 1;
@@ -173,7 +179,8 @@ static void ban_all(const logits_row* row, const tg_program* program, const tg_p
   if (eos_is_banned(program, action, policy->eos[i])) ban(row, policy->eos[i]);
   uint32_t moved = (uint32_t)action->moved;
   if (program->nodes[action->node].marks & (action->forbidden | (int32_t)moved)) {
-    TG_EACH(i, program->mark_offset[action->node], program->mark_offset[action->node + 1]) {
+    int32_t begin = first_mark(program, action->node, action->forbidden | (int32_t)moved);
+    TG_EACH(i, begin, program->mark_offset[action->node + 1]) {
       uint32_t mask = program->mark_mask[i];
       if ((tg_mark_banned(mask, action->forbidden) || mask & moved) && !tg_is_eos(policy, program->mark_token[i]))
         ban(row, program->mark_token[i]);
@@ -201,7 +208,7 @@ static float largest_moved(const logits_row* row, const tg_program* program, con
   }
   uint32_t moved = (uint32_t)action->moved;
   if (!(program->nodes[action->node].marks & (int32_t)moved)) return largest;
-  TG_EACH(i, program->mark_offset[action->node], program->mark_offset[action->node + 1]) {
+  TG_EACH(i, first_mark(program, action->node, (int32_t)moved), program->mark_offset[action->node + 1]) {
     if (!(program->mark_mask[i] & moved) || program->mark_token[i] >= row->width) continue;
     float value = read_logit(row, program->mark_token[i]);
     if (value > largest) largest = value;
@@ -303,7 +310,8 @@ void tg_prefetch(const tg_program* program, const tg_policy* policy, const tg_ac
     for (int32_t i = 0; i < policy->num_eos; i++) prefetch_logit(&row, policy->eos[i]);
   uint32_t moved = (uint32_t)action->moved;
   if (program->nodes[action->node].marks & (action->forbidden | (int32_t)moved)) {
-    int32_t begin = program->mark_offset[action->node], end = program->mark_offset[action->node + 1], left = MOST_PREFETCHED;
+    int32_t begin = first_mark(program, action->node, action->forbidden | (int32_t)moved);
+    int32_t end = program->mark_offset[action->node + 1], left = MOST_PREFETCHED;
     for (int32_t i = begin; i < end && left; i++) {
       uint32_t mask = program->mark_mask[i];
       if (!tg_mark_banned(mask, action->forbidden) && !(mask & moved)) continue;

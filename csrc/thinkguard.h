@@ -135,6 +135,7 @@ typedef struct {
   int32_t plan;        /* first token of ending the thinking from here (rule 11); a token of the vocabulary */
   int32_t finish;      /* finishes a half-written end of two characters or more, else such an opener; TG_SEQ_NONE: neither */
   int32_t open;        /* sequence that finishes a half-written start of two characters or more, TG_SEQ_NONE: no such */
+  int32_t halves;      /* so many of its first marks speak of half-written markers alone */
 } tg_node;
 
 /* Token ids in a host's buffer: data[0], data[stride], ... of 4 or 8 bytes each. Ids that do not fit into int32 are

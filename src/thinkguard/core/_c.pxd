@@ -60,7 +60,7 @@ cdef extern from "thinkguard.h" nogil:
         int32_t kinds, last, starts, tail_bytes, tail_visible, space, marker_bytes, pair
 
     ctypedef struct tg_node:
-        int32_t start_bytes, end_chars, marks, reach, plan, finish, open
+        int32_t start_bytes, end_chars, marks, reach, plan, finish, open, halves
 
     ctypedef struct tg_ids:
         const void *data

@@ -100,6 +100,7 @@ def compile_format(format: ThinkFormat, vocabulary: Vocabulary) -> Compiled:
     views = views_of(format)
     lifted = _lift(vocabulary, alphabet, patterns, space, _pairs(format, alphabet, patterns), len(views))
     _mark_turn_starts(lifted, format, vocabulary, alphabet)
+    _count_halves(lifted)
     default_eos = _eos(format, vocabulary)
     _flag_tokens(lifted, format, vocabulary, alphabet)
     _flag_markup(lifted, patterns, vocabulary)
@@ -270,6 +271,14 @@ def _mark_turn_starts(lifted: Arrays, format: ThinkFormat, vocabulary: Vocabular
     lifted["mark_token"] = (marks[order] % size).astype(np.int32)
     lifted["mark_offset"] = np.searchsorted(marks[order], np.append(places, len(nodes) * size)).astype(np.int32)
     nodes["marks"] |= Kind.BODY
+
+
+def _count_halves(lifted: Arrays) -> None:
+    """Count, of each node's first marks, those that speak of half-written markers alone, which most steps skip."""
+    halves = Kind.EXTENDS | Kind.GROWS_END | Kind.BEGINS_END | Kind.HALF_START | Kind.HALF_END
+    offset, others = lifted["mark_offset"], np.flatnonzero(lifted["mark_mask"] & np.uint32(0xFFFFFFFF ^ halves))
+    first = np.append(others, len(lifted["mark_mask"]))[np.searchsorted(others, offset[:-1])]
+    lifted["nodes"]["halves"] = np.minimum(first, offset[1:]) - offset[:-1]
 
 
 def _flag_tokens(lifted: Arrays, format: ThinkFormat, vocabulary: Vocabulary, alphabet: _Alphabet) -> None:
