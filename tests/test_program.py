@@ -7,12 +7,15 @@ import pickle
 import random
 import subprocess
 import sys
+from itertools import pairwise
 
+import cases
 import numpy as np
 import pytest
 
 from thinkguard import FormatError, InputError, PolicyError, ThinkFormat, ThinkPolicy, ThinkProgram, Vocabulary, cli
 from thinkguard.core._core import Tables
+from thinkguard.core.names import Kind
 
 BYTES = [bytes([b]) for b in range(256)]
 NAMED = {
@@ -321,3 +324,18 @@ def test_cli_is_silent_when_its_reader_leaves(tokenizer_dirs, tmp_path):
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+def test_marks_that_are_skipped_speak_of_half_written_markers_alone():
+    halves = int(Kind.EXTENDS | Kind.GROWS_END | Kind.BEGINS_END | Kind.HALF_START | Kind.HALF_END)
+    skipped = 0
+    for seed in range(60):
+        program, _, _ = cases.case(random.Random(seed))
+        arrays = program.tables.arrays
+        places, masks = pairwise(arrays["mark_offset"].tolist()), arrays["mark_mask"].tolist()
+        for (begin, end), num in zip(places, arrays["nodes"]["halves"].tolist(), strict=True):
+            assert 0 <= num <= end - begin
+            assert not any(mask & ~halves for mask in masks[begin : begin + num])
+            assert begin + num == end or masks[begin + num] & ~halves, "as many as there are"
+            skipped += num
+    assert skipped > 300
