@@ -29,7 +29,7 @@ SERVER_FIELDS = ("format", "raw_completions")
 _MAX_JSON = 19_456  # characters; three messages of the greatest length fit in, every character escaped
 
 
-def admit(params: Any) -> None:
+def admit(params: Any) -> bool | dict[str, Any] | None:
     """Check what a request asks for and normalise it; PolicyError for what no server's default could make possible.
 
     `params.extra_args["thinkguard"]` becomes False, True or a dict of plain values. `thinking_token_budget` moves into it
@@ -39,7 +39,7 @@ def admit(params: Any) -> None:
     extra = params.extra_args if isinstance(params.extra_args, Mapping) else {}
     asked = asked_for(extra[ARGUMENT]) if ARGUMENT in extra else None
     if asked is not False:
-        budget = _budget(params.thinking_token_budget)
+        budget = _budget(getattr(params, BUDGET, None))  # vLLM below 0.19 has no such field
         if budget is not None:
             asked = {**(asked if isinstance(asked, dict) else {}), BUDGET: budget}
         if asked is not None and getattr(params, "trace_decode_token_ids", None):
@@ -48,8 +48,9 @@ def admit(params: Any) -> None:
         _check_together(asked)
     if asked is not None:
         params.extra_args = {**extra, ARGUMENT: asked}
-    if asked is not False:
+    if asked is not False and hasattr(params, BUDGET):
         params.thinking_token_budget = None
+    return asked
 
 
 def asked_for(value: object) -> bool | dict[str, Any]:

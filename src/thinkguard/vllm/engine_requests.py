@@ -20,6 +20,7 @@ from thinkguard.errors import FormatError, PolicyError, ThinkGuardError, Unsuppo
 from thinkguard.policy import POLICY_DEFAULTS, ThinkPolicy, shown
 from thinkguard.requests.admission import ARGUMENT, asked_for, server_default, with_budget
 from thinkguard.requests.merge import merged
+from thinkguard.vllm import interface
 from thinkguard.vllm.grammar import why_no_grammar
 
 _MAX_KEPT = 256  # different requests whose policies are kept bound
@@ -53,10 +54,7 @@ class Requests:
         default, format, self._raw = server_default(vllm_config.additional_config)
         self._by_default = default is not None
         self._default = {name: value for name, value in (default or {}).items() if value != POLICY_DEFAULTS[name]}
-
-        from vllm.tokenizers import cached_tokenizer_from_config
-
-        tokenizer = cached_tokenizer_from_config(model)
+        tokenizer = interface.tokenizer_of(model)
         self.program = _compile(format, tokenizer, self.vocab_size)
         policy = ThinkPolicy(**self._default)
         self.program.bind(policy if self.program.eos_token_ids else replace(policy, max_answer_tokens=None))
@@ -118,9 +116,7 @@ class Requests:
             self.say("a request with trace_decode_token_ids is left alone: the trace decides every token")
             return None
         fields = with_budget(asked) if isinstance(asked, dict) else {}
-        first = () if params.eos_token_id is None else (params.eos_token_id,)
-        stops = tuple(dict.fromkeys((*first, *sorted(params.stop_token_ids or ()))))
-        grammar = params.structured_outputs is not None and not params.structured_outputs.all_constraints_none()
+        stops, grammar = interface.stop_ids(params), interface.has_grammar(params)
         return self._kept(asked is not None, tuple(sorted(fields.items())), stops, bool(params.ignore_eos), grammar)
 
     def _resolve(

@@ -13,6 +13,7 @@ from thinkguard.core.names import Seq
 from thinkguard.core.program import ThinkProgram
 from thinkguard.errors import FormatError
 from thinkguard.policy import ThinkPolicy
+from thinkguard.vllm import interface
 
 
 def why_no_grammar(program: ThinkProgram, tokenizer: Any, config: Any) -> str | None:
@@ -23,7 +24,7 @@ def why_no_grammar(program: ThinkProgram, tokenizer: Any, config: Any) -> str | 
     name = config.reasoning_parser
     if not name:
         return "without --reasoning-parser their grammar starts with the first token, where the thinking does"
-    if config.enable_in_reasoning:
+    if getattr(config, "enable_in_reasoning", False):  # 0.11.0 has no such switch
         return "enable_in_reasoning puts the thinking under their grammar too"
     try:
         bound = program.bind(ThinkPolicy(), bare_close=True)
@@ -46,7 +47,7 @@ def num_free_tokens(parser: Any, prompt: Sequence[int], output: Sequence[int]) -
     if parser.is_reasoning_end(prompt):
         return 0
     for i, token_id in enumerate(output):
-        if parser.is_reasoning_end_streaming([*prompt, *output[: i + 1]], [token_id]):
+        if interface.ends_reasoning(parser, [*prompt, *output[: i + 1]], [token_id]):
             return i + 1
     return -1
 
@@ -55,7 +56,7 @@ def _parser_of(config: Any, tokenizer: Any) -> Any:
     """The parser as it is for a request that thinks."""
     from vllm.reasoning import ReasoningParserManager
 
-    if config.reasoning_parser_plugin:
-        ReasoningParserManager.import_reasoning_parser(config.reasoning_parser_plugin)
+    if plugin := getattr(config, "reasoning_parser_plugin", ""):  # 0.11.0 keeps it from its engine
+        ReasoningParserManager.import_reasoning_parser(plugin)
     parser = ReasoningParserManager.get_reasoning_parser(config.reasoning_parser)
-    return parser(tokenizer, chat_template_kwargs={"thinking": True, "enable_thinking": True})
+    return parser(tokenizer, **interface.parser_kwargs())

@@ -5,46 +5,17 @@ The frontend imports this module too, to check requests; what a runner needs is 
 
 from __future__ import annotations
 
-import re
-from importlib import import_module
 from typing import Any
 
 import vllm
 
 from thinkguard.errors import UnsupportedError
 from thinkguard.requests.admission import admit
+from thinkguard.vllm import interface
 from thinkguard.vllm.engine_requests import Requests
 
-SUPPORTED = ((0, 32),)
-"""The vLLM versions, (major, minor), whose processor interfaces this adapter was built against and is tested with."""
 
-_INTERFACES = ("vllm.v1.sample.logits_processor", "vllm.v1.worker.gpu.sample.logits_processor")  # V1's, V2's
-
-
-def check_version(version: str) -> None:
-    """Raise UnsupportedError for a vLLM that is not among `SUPPORTED`."""
-    found = re.match(r"(\d+)\.(\d+)", version)
-    if not found or (int(found[1]), int(found[2])) not in SUPPORTED:
-        listed = ", ".join(f"{major}.{minor}.x" for major, minor in SUPPORTED)
-        raise UnsupportedError(f"vLLM {version} is not supported: this version of thinkguard works with vLLM {listed}")
-
-
-def _interfaces() -> tuple[type, ...]:
-    """The abstract processors that this vLLM has."""
-    found: list[type] = []
-    for name in _INTERFACES:
-        try:
-            found.append(import_module(name).LogitsProcessor)
-        except ModuleNotFoundError as error:
-            if not name.startswith(error.name or "?"):
-                raise
-    return tuple(found)
-
-
-check_version(vllm.__version__)
-
-
-class ThinkLogitsProcessor(*_interfaces()):  # type: ignore[misc]
+class ThinkLogitsProcessor(*interface.processor_interfaces()):  # type: ignore[misc]
     """Holds every request of a vLLM engine to think, then answer; configured as `engine_requests.Requests` says.
 
     Behaves as a processor of the runner that constructs it: V1 passes a device and whether memory is pinned, V2 the state
@@ -53,6 +24,8 @@ class ThinkLogitsProcessor(*_interfaces()):  # type: ignore[misc]
 
     def __init__(self, vllm_config: Any, *host: Any) -> None:
         requests = Requests(vllm_config)
+        if untested := interface.why_untested(vllm.__version__):
+            requests.say(untested)
         if len(host) == 1:
             from thinkguard.vllm.v2 import V2Slots
 
@@ -70,8 +43,9 @@ class ThinkLogitsProcessor(*_interfaces()):  # type: ignore[misc]
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
-        """Check a request where it is admitted; PolicyError, to the client an HTTP 400."""
-        admit(sampling_params)
+        """Check a request where it is admitted; PolicyError or RefusedRequest, to the client an HTTP 400."""
+        if admit(sampling_params) is not False:
+            interface.check_runner()
 
     def is_argmax_invariant(self) -> bool:
         """V1: forcing and banning change which token is the best one."""
