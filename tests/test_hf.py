@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from model import Model
@@ -586,6 +588,21 @@ def test_continuous_batching_leaves_the_callers_config_and_sees_an_unguarded_man
         model._cached_continuous_batching_manager = object()
         with pytest.raises(UnsupportedError, match="destroy_cached_continuous_batching_manager"):
             model.init_continuous_batching(None, config)
+
+
+@pytest.mark.parametrize("config", [object, type("Config", (), {"use_cuda_graph": False})], ids=["none", "an older one"])
+def test_releases_without_per_request_processors_are_refused_with_the_remedy(config, monkeypatch):
+    """transformers 4.56 to 5.0 have `generate_batch`, and no configuration of it."""
+    from thinkguard.hf.continuous import with_per_request_processors
+
+    class Model:
+        def init_continuous_batching(self, generation_config=None, **arguments):
+            raise AssertionError("it was not refused")
+
+    monkeypatch.setattr(sys.modules["transformers"], "ContinuousBatchingConfig", config)
+    model = Model()
+    with with_per_request_processors(model), pytest.raises(UnsupportedError, match=r"upgrade to 5\.8"):
+        model.init_continuous_batching(None, manual_eviction=False)
 
 
 def test_explain_knows_the_eos_of_an_attached_call():

@@ -30,7 +30,7 @@ def with_per_request_processors(model: Any) -> Iterator[None]:
     def init_continuous_batching(
         generation_config: Any = None, continuous_batching_config: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        from transformers import ContinuousBatchingConfig
+        import transformers
 
         manager = getattr(model, "_cached_continuous_batching_manager", None)
         if manager is not None and manager not in managers:
@@ -39,10 +39,11 @@ def with_per_request_processors(model: Any) -> Iterator[None]:
                 "model.destroy_cached_continuous_batching_manager() first"
             )
         config = continuous_batching_config or getattr(generation_config, "continuous_batching_config", None)
-        config = copy.copy(config or ContinuousBatchingConfig())  # the caller's stays as it is
+        kind: Any = getattr(transformers, "ContinuousBatchingConfig", object)  # older releases have none
+        config = copy.copy(config or kind())  # the caller's stays as it is
         if not hasattr(config, "per_request_processors"):
             raise UnsupportedError(
-                "this version of transformers has continuous batching without per-request processors: upgrade to 5.16"
+                "this version of transformers has continuous batching without per-request processors: upgrade to 5.8"
             )
         if getattr(config, "use_async_batching", None):
             raise UnsupportedError(
