@@ -14,7 +14,7 @@ SGLANG ?= sglang==0.5.23
 CORPUS ?=
 EXTENSION_SOURCES := setup.py tools/compile_images.py $(wildcard csrc/*) $(wildcard src/thinkguard/core/*.pyx) $(wildcard src/thinkguard/core/*.pxd)
 
-.PHONY: demo test lint types sanitize images fuzz proof bench bench-gpu verdicts quality lab tiny-models mended docs sdist wheels pythons clean env build vllm
+.PHONY: demo test lint types sanitize images fuzz proof matrix matrix-slice bench bench-gpu verdicts quality lab tiny-models mended docs sdist wheels pythons clean env build vllm
 
 demo: build
 	@$(BIN)/thinkguard demo
@@ -46,6 +46,14 @@ fuzz:
 proof: build
 	mkdir -p build
 	PYTHONPATH=tests $(BIN)/python -m proof.whole
+
+# Every release of the hosts that is listed, into docs/hosts.md: 3 GB of downloads, of which 2.3 stay in the user's cache.
+matrix: build vllm
+	$(BIN)/python -m benches.matrix --write
+
+# The oldest and the newest of each host.
+matrix-slice: build vllm
+	$(BIN)/python -m benches.matrix --slice
 
 # A quarter of an hour on two cores that do nothing else meanwhile.
 bench: build vllm
