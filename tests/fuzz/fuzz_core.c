@@ -21,6 +21,7 @@ enum {
   MAX_PATTERNS = 8,
   MAX_SYMBOLS = 6,
   MAX_CONTROLS = 3,
+  MAX_PAIRS = 3,
   NUM_SEQ = 4,
   MAX_STEPS = 64,
   BEYOND = 2
@@ -52,7 +53,7 @@ typedef struct {
   uint8_t text[MAX_TOKENS * MAX_TEXT];
   int64_t offsets[MAX_TOKENS + 1];
   int32_t control[MAX_TOKENS];
-  int32_t symbols[MAX_PATTERNS * MAX_SYMBOLS], pattern_offsets[MAX_PATTERNS + 1], kinds[MAX_PATTERNS];
+  int32_t symbols[MAX_PATTERNS * MAX_SYMBOLS], pattern_offsets[MAX_PATTERNS + 1], kinds[MAX_PATTERNS], pairs[MAX_PATTERNS];
   int32_t control_bytes[MAX_CONTROLS], control_dropped[MAX_CONTROLS];
   uint8_t space[4];
   int32_t never[MAX_TOKENS], inert[MAX_TOKENS], blank[MAX_TOKENS], partial[3][MAX_TOKENS], continuing[2][MAX_TOKENS];
@@ -60,8 +61,8 @@ typedef struct {
   tg_vocab vocab;
   tg_patterns patterns;
   tg_program program;
-  tg_policy policy;
-  int32_t policy_token[6 * 4]; /* behind the policy, as its offset says */
+  tg_policy policy[MAX_PAIRS];
+  int32_t policy_token[MAX_PAIRS][6 * 4]; /* behind the policies, as their offsets say */
 } world;
 
 static void make_vocabulary(bytes* in, world* w) {
@@ -84,9 +85,11 @@ static void make_patterns(bytes* in, world* w, int is_channel) {
   static const int32_t plain[6] = {TG_START, TG_END, TG_ANSWER, TG_IMPLICIT, TG_END | TG_SPELLED, TG_START | TG_SPELLED};
   static const int32_t channel[6] = {TG_TOOL, TG_BODY, TG_HEADER, TG_CALL_END, TG_RECIPIENT, TG_SPELLED};
   int32_t num_patterns = 1 + take(in, MAX_PATTERNS), num_controls = w->patterns.num_controls;
+  int32_t num_pairs = is_channel ? 1 : 1 + take(in, MAX_PAIRS);
   for (int32_t p = 0; p < num_patterns; p++) {
     int32_t kind = take(in, is_channel ? 12 : 6), length = 1 + take(in, MAX_SYMBOLS), at = w->pattern_offsets[p];
     w->kinds[p] = kind < 6 ? plain[kind] : channel[kind - 6];
+    w->pairs[p] = w->kinds[p] & (TG_START | TG_END) ? take(in, num_pairs) : 0;
     for (int32_t i = 0; i < length; i++) {
       int32_t draw = take(in, 16 + num_controls);
       w->symbols[at + i] = draw < 16 ? ALPHABET[draw] : 256 + draw - 16;
@@ -95,8 +98,17 @@ static void make_patterns(bytes* in, world* w, int is_channel) {
   }
   int32_t space_bytes = take(in, 5);
   for (int32_t i = 0; i < space_bytes; i++) w->space[i] = take(in, 2) ? '\n' : ' ';
-  w->patterns = (tg_patterns){num_patterns,     num_controls,       w->symbols, w->pattern_offsets, w->kinds,
-                              w->control_bytes, w->control_dropped, w->space,   space_bytes};
+  w->patterns = (tg_patterns){.num_patterns = num_patterns,
+                              .num_controls = num_controls,
+                              .symbols = w->symbols,
+                              .offsets = w->pattern_offsets,
+                              .kinds = w->kinds,
+                              .pairs = w->pairs,
+                              .control_bytes = w->control_bytes,
+                              .control_dropped = w->control_dropped,
+                              .space = w->space,
+                              .space_bytes = space_bytes,
+                              .num_pairs = num_pairs};
 }
 
 static void add(int32_t* list, int32_t* count, int32_t token) { list[(*count)++] = token; }
@@ -134,6 +146,7 @@ static void make_program(bytes* in, world* w, tg_lift* lift, int is_channel) {
   uint32_t word = 0;
   for (int32_t i = 0; i < w->patterns.space_bytes; i++) word = word << 8 | w->space[i];
   *p = (tg_program){.vocab_size = num_tokens, .num_nodes = lift->num_nodes, .is_channel = is_channel};
+  p->num_pairs = w->patterns.num_pairs;
   p->header_seq = TG_SEQ_PROGRAM + take(in, NUM_SEQ);
   p->channel_seq = TG_SEQ_PROGRAM + take(in, NUM_SEQ);
   p->body_token = is_channel ? take(in, num_tokens) : -1;
@@ -155,9 +168,9 @@ static void make_program(bytes* in, world* w, tg_lift* lift, int is_channel) {
   p->nodes = lift->nodes;
   p->seq_offset = w->seq_offset;
   p->seq_token = w->seq_token;
-  for (int32_t n = 0; n < lift->num_nodes; n++) {
+  for (int32_t n = 0; n < p->num_pairs * lift->num_nodes; n++) {
     lift->nodes[n].plan = take(in, num_tokens);
-    int begun = lift->nodes[n].end_chars >= 2 || lift->call_chars[n] >= 2;
+    int begun = lift->nodes[n].end_chars >= 2 || lift->call_chars[n % lift->num_nodes] >= 2;
     lift->nodes[n].finish = begun ? TG_SEQ_PROGRAM + take(in, NUM_SEQ) : 0;
     lift->nodes[n].open = lift->nodes[n].start_bytes >= 2 ? TG_SEQ_PROGRAM + take(in, NUM_SEQ) : 0;
   }
@@ -165,7 +178,7 @@ static void make_program(bytes* in, world* w, tg_lift* lift, int is_channel) {
 }
 
 static void make_policy(bytes* in, world* w) {
-  tg_policy* p = &w->policy;
+  tg_policy* p = w->policy;
   int32_t num_tokens = w->vocab.num_tokens;
   p->max_thinking_tokens = take(in, 12) - 1;
   p->min_thinking_tokens = p->max_thinking_tokens < 0 ? take(in, 6) : take(in, p->max_thinking_tokens + 1);
@@ -193,11 +206,22 @@ static void make_policy(bytes* in, world* w) {
   for (int32_t i = 0; i < 4; i++) p->lead[i] = take(in, num_tokens);
   for (int32_t s = 1; s < TG_SEQ_PROGRAM; s++) {
     int32_t length = 1 + take(in, 4);
-    for (int32_t i = 0; i < length; i++) w->policy_token[p->seq_offset[s] + i] = take(in, num_tokens);
+    for (int32_t i = 0; i < length; i++) w->policy_token[0][p->seq_offset[s] + i] = take(in, num_tokens);
     p->seq_offset[s + 1] = p->seq_offset[s] + length;
   }
   p->prefix_space = take(in, p->seq_offset[TG_SEQ_PREFIX + 1] - p->seq_offset[TG_SEQ_PREFIX] + 1);
-  p->tokens = (int32_t)(((uint8_t*)w->policy_token - (uint8_t*)p) / sizeof(int32_t));
+  for (int32_t k = 0; k < w->patterns.num_pairs; k++) { /* they differ in two sequences */
+    if (k) p[k] = *p;
+    p[k].seq_offset[0] = p[k].seq_offset[1] = 0;
+    for (int32_t s = 1; s < TG_SEQ_PROGRAM; s++) {
+      int own = k && (s == TG_SEQ_CLOSE || s == TG_SEQ_BARE);
+      int32_t length = own ? 1 + take(in, 4) : p->seq_offset[s + 1] - p->seq_offset[s];
+      for (int32_t i = 0; i < length; i++)
+        w->policy_token[k][p[k].seq_offset[s] + i] = own ? take(in, num_tokens) : w->policy_token[0][p->seq_offset[s] + i];
+      p[k].seq_offset[s + 1] = p[k].seq_offset[s] + length;
+    }
+    p[k].tokens = (int32_t)(((uint8_t*)w->policy_token[k] - (uint8_t*)&p[k]) / sizeof(int32_t));
+  }
 }
 
 /* Apply in one dtype and layout; the edited row as float. */
@@ -216,7 +240,7 @@ static int32_t apply(const world* w, const tg_action* action, const float* logit
     memcpy(first + (size_t)(t * stride) * item, dtype == TG_FLOAT32 ? (const void*)&logits[t] : &half, item);
   }
   memcpy(before, memory, sizeof memory);
-  int32_t done = tg_apply(&w->program, &w->policy, action, first, dtype, stride, width);
+  int32_t done = tg_apply(&w->program, w->policy, action, first, dtype, stride, width);
   if (action->kind == TG_FREE || (!done && action->kind == TG_EDIT)) CHECK(!memcmp(before, memory, sizeof memory));
   for (int32_t t = 0; t < width; t++) {
     uint16_t half = 0;
@@ -234,7 +258,7 @@ static int32_t apply(const world* w, const tg_action* action, const float* logit
 static int32_t check_step(bytes* in, const world* w, const tg_state* state) {
   tg_action action;
   float logits[WIDTH], edited[WIDTH];
-  tg_decide(&w->program, &w->policy, state, &action);
+  tg_decide(&w->program, w->policy, state, &action);
   int32_t width = w->vocab.num_tokens + take(in, 2 * BEYOND + 1) - BEYOND, style = take(in, 4);
   if (width < 0) width = 0;
   for (int32_t t = 0; t < width; t++) {
@@ -247,7 +271,7 @@ static int32_t check_step(bytes* in, const world* w, const tg_state* state) {
   tg_dtype dtype = (tg_dtype)take(in, 3);
   int32_t done = apply(w, &action, logits, dtype, 1 + take(in, MAX_STRIDE), width, edited);
   int32_t best = -1, could = 0, can = action.kind == TG_FREE;
-  for (int32_t t = 0; t < width; t++) can |= tg_allows(&w->program, &w->policy, &action, t) && logits[t] > -INFINITY;
+  for (int32_t t = 0; t < width; t++) can |= tg_allows(&w->program, w->policy, &action, t) && logits[t] > -INFINITY;
   CHECK(done == can || action.kind == TG_FREE);
   if (!can && action.kind == TG_FORCE && action.flags & TG_FORCE_AIM && action.aim >= 0 && action.aim < width &&
       logits[action.aim] > -INFINITY) { /* what is done in place of what cannot be */
@@ -256,10 +280,10 @@ static int32_t check_step(bytes* in, const world* w, const tg_state* state) {
   } else if (!can && action.kind != TG_EDIT) {
     action.token = action.kind == TG_FORCE ? action.aim : -1;
     action.kind = TG_EDIT;
-    for (int32_t t = 0; t < width; t++) done |= tg_allows(&w->program, &w->policy, &action, t) && logits[t] > -INFINITY;
+    for (int32_t t = 0; t < width; t++) done |= tg_allows(&w->program, w->policy, &action, t) && logits[t] > -INFINITY;
   }
   for (int32_t t = 0; t < width; t++) {
-    int32_t allowed = tg_allows(&w->program, &w->policy, &action, t);
+    int32_t allowed = tg_allows(&w->program, w->policy, &action, t);
     could |= allowed && logits[t] > -INFINITY;
     if (edited[t] > -INFINITY && (best < 0 || edited[t] > edited[best])) best = t;
     if (!done) continue;
@@ -269,7 +293,7 @@ static int32_t check_step(bytes* in, const world* w, const tg_state* state) {
   }
   CHECK(!done || could == (best >= 0) || action.kind == TG_FREE);
   CHECK(done == could || action.kind == TG_FREE);
-  CHECK(!tg_allows(&w->program, &w->policy, &action, -1));
+  CHECK(!tg_allows(&w->program, w->policy, &action, -1));
   return best;
 }
 
@@ -291,9 +315,9 @@ static void check_lookups(bytes* in, const world* w) {
   for (int32_t t = -1; t < p->vocab_size + BEYOND; t++) {
     int known = t >= 0 && t < p->vocab_size, ends = 0;
     CHECK(tg_info(p, t) == (known ? p->info[t] : (uint32_t)TG_INERT));
-    for (int32_t i = 0; i < w->policy.num_eos; i++) ends |= w->policy.eos[i] == t;
-    CHECK(tg_is_eos(&w->policy, t) == ends);
-    for (int32_t n = 0; n < p->num_nodes; n++) {
+    for (int32_t i = 0; i < w->policy->num_eos; i++) ends |= w->policy->eos[i] == t;
+    CHECK(tg_is_eos(w->policy, t) == ends);
+    for (int32_t n = 0; n < p->num_pairs * p->num_nodes; n++) {
       int32_t found = -1;
       for (int32_t i = p->mark_offset[n]; i < p->mark_offset[n + 1]; i++)
         if (p->mark_token[i] == t) found = i;
@@ -301,8 +325,8 @@ static void check_lookups(bytes* in, const world* w) {
       if (found >= 0) CHECK(tg_mark_banned(p->mark_mask[found], forbidden) == is_banned(p->mark_mask[found], forbidden));
     }
   }
-  int32_t due = tg_answer_eos(p, &w->policy); /* an EOS may lie beyond every id above */
-  CHECK(w->policy.num_eos ? tg_is_eos(&w->policy, due) : due == -1);
+  int32_t due = tg_answer_eos(p, w->policy); /* an EOS may lie beyond every id above */
+  CHECK(w->policy->num_eos ? tg_is_eos(w->policy, due) : due == -1);
 }
 
 /* A sequence that has gone on for billions of tokens: counters stop where they are, and nothing is written beside the ring. */
@@ -317,7 +341,7 @@ static void grow_old(bytes* in, tg_state* state, tg_loop* loop) {
 }
 
 static void check_state(const world* w, const tg_state* state) {
-  CHECK(state->node >= 0 && state->node < w->program.num_nodes);
+  CHECK(state->node >= 0 && state->node < w->program.num_nodes && state->pair >= 0 && state->pair < w->program.num_pairs);
   CHECK(state->thinking >= 0 && state->block >= 0 && state->blocks >= 0 && state->visible >= 0 && state->answer >= 0);
   CHECK(state->blank >= 0 && state->extensions >= 0 && state->length >= 0 && state->header_tokens >= 0);
 }
@@ -351,11 +375,11 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     CHECK(from_end == -1 ? raw_end == -1 : from_end + skipped == start && raw_end == found);
   }
   tg_state state, saved;
-  tg_loop loop = {0}, *side = w.policy.loop_tokens ? &loop : NULL;
+  tg_loop loop = {0}, *side = w.policy->loop_tokens ? &loop : NULL;
   tg_program asked = w.program; /* the markers are what says that thinking is on, too */
   asked.shown = &w.program;
-  tg_start(&asked, &w.policy, &turn, num, raw, limit, &state, side);
-  tg_open(&asked, &w.policy, &turn, num, &state);
+  tg_start(&asked, w.policy, &turn, num, raw, limit, &state, side);
+  tg_open(&asked, w.policy, &turn, num, &state);
   check_state(&w, &state);
   int is_old = take(&in, 4) == 0;
   if (is_old) grow_old(&in, &state, side);
@@ -364,19 +388,19 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   while (num < MAX_STEPS && (in.size || num < num_turn + 4)) {
     int32_t best = check_step(&in, &w, &state), draw = take(&in, 4);
     tokens[num] = draw && best >= 0 ? best : take(&in, w.vocab.num_tokens + 3) - 1;
-    tg_advance(&w.program, &w.policy, &state, side, tokens[num++]);
+    tg_advance(&w.program, w.policy, &state, side, tokens[num++]);
     check_state(&w, &state);
   }
   saved = state;
-  if (!is_old) tg_start(&asked, &w.policy, &turn, num_turn, raw, limit, &state, side);
-  if (!is_old) tg_open(&asked, &w.policy, &turn, num_turn, &state);
+  if (!is_old) tg_start(&asked, w.policy, &turn, num_turn, raw, limit, &state, side);
+  if (!is_old) tg_open(&asked, w.policy, &turn, num_turn, &state);
   if (!is_old) CHECK(!memcmp(&begun, &state, sizeof state));
   state = begun;
   loop = begun_loop;
   int64_t output[2 * MAX_STEPS]; /* every other one, as a column of a host's ids */
   for (int32_t i = num_turn; i < num; i++) output[2 * (i - num_turn)] = tokens[i];
   tg_ids column = {output, 2, sizeof output[0]};
-  tg_scan(&w.program, &w.policy, &state, side, &column, num - num_turn);
+  tg_scan(&w.program, w.policy, &state, side, &column, num - num_turn);
   CHECK(!memcmp(&saved, &state, sizeof state));
   tg_lift_free(lift);
   return 0;
