@@ -168,6 +168,12 @@ static void begin_block(tg_state* state, tg_loop* loop, const tg_event* event) {
   if (loop) clear_loop(loop);
 }
 
+/* What is left of a close of another pair is not for this one; all other sequences are the same for all pairs. */
+static void begin_pair(tg_state* state, int32_t pair) {
+  if (pair != state->pair && (state->seq == TG_SEQ_CLOSE || state->seq == TG_SEQ_BARE)) state->seq = state->pos = 0;
+  state->pair = pair;
+}
+
 static void begin_answer(tg_state* state, int32_t body, int32_t visible) {
   state->flags &= ~OF_TEXT;
   state->phase = TG_ANSWERING;
@@ -322,7 +328,7 @@ static void account(const tg_program* program, const tg_policy* policy, tg_state
                event->last & ~(TG_ANSWER | TG_IMPLICIT | TG_BODY);
   if (quoted) state->flags |= TG_STATE_VIOLATION;
   if (event->last && !quoted && follow_marker(program, policy, state, loop, was, event, info)) {
-    if (event->starts) state->pair = event->pair; /* a sequence that goes on is the same for all pairs */
+    if (event->starts) begin_pair(state, event->pair);
     return;
   }
   int32_t visible = (info & TG_VISIBLE) != 0;

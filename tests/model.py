@@ -127,11 +127,11 @@ class Model:
         names = [self.spell(self.symbols(text)) for text in (*format.answer_starts, *format.starts)]
         self.header_tokens = len(self.header) + max(map(len, names)) if channel else 0
         begun = [symbols[:i] for symbols, _, _ in self.markers for i in range(1, len(symbols))]
-        self.longest_close = 0
-        for self.pair in range(self.num_pairs):  # rule 8: any of them may be opened
-            longest = max(len(self.close), *(len(self.finish_of(text)) for text in begun)) + len(self.prefix)
-            self.longest_close = max(self.longest_close, longest)
-        self.pair = 0
+        longest = []
+        for pair in range(self.num_pairs):  # rule 8: any of them may be opened
+            self.pair = pair
+            longest += [len(self.close), *(len(self.finish_of(text)) for text in begun)]
+        self.longest_close, self.pair = max(longest) + len(self.prefix), 0
 
     def remembering(self, method):
         """A method whose answers are kept; they depend on the pair, too."""
@@ -295,7 +295,7 @@ class Model:
         self.length = self.header_count = 0
         self.space, self.closed_by, self.body, self.history = None, "none", "none", []
         self.pair = 0
-        self.markup = self.paragraph = self.spoken = self.is_bare = self.in_prefix = False
+        self.markup = self.paragraph = self.spoken = self.is_bare = self.in_prefix = self.in_close = False
 
     def says_on(self, prompt_ids):
         """Rule 10: whether a prompt holds a text that says that thinking is on."""
@@ -392,6 +392,8 @@ class Model:
             if quoted:
                 self.violation = True
             elif self.follow(token, found, was):
+                if found.pair != self.pair and self.in_close:  # what is left of it is another pair's
+                    self.seq, self.pos = [], 0
                 self.pair = found.pair
                 return
         visible = self.is_visible(token)
@@ -495,7 +497,7 @@ class Model:
 
     def begin(self, seq, pos=0):
         self.seq, self.pos = (list(seq), pos) if pos < len(seq) else ([], 0)
-        self.in_prefix = False
+        self.in_prefix = self.in_close = False
 
     def begin_prefix(self, token, found):
         """Rule 19: what is said behind an end marker."""
@@ -693,7 +695,9 @@ class Model:
 
     def begin_close(self):
         after_line = self.closes_line and self.block > 0 and self.raw_text.endswith(b"\n")
-        self.begin(self.finish_of(self.text) or (self.bare if self.is_bare or after_line else self.close))
+        finish = self.finish_of(self.text)
+        self.begin(finish or (self.bare if self.is_bare or after_line else self.close))
+        self.in_close = not finish
 
     # --- decide ---
 

@@ -210,6 +210,18 @@ def test_rule_08_in_a_paired_format_room_is_left_for_the_longest_end():
     assert 90 - guard.count["length"] == 5 + 1
 
 
+def test_rule_19_in_a_paired_format_a_start_drops_what_is_left_of_the_other_close():
+    """The first token of a close made a start out of what another processor had written, and went on in the other's close."""
+    format = ThinkFormat(
+        name="mine", starts=("<a>", "x<"), ends=("<b>", "]"), paired=True, open_text="<a>", close_text="\n<b>"
+    )
+    guard = Guarded(format, pieces=BYTES, prompt=["<assistant>", *"<a>"], max_thinking_tokens=1).say("a")
+    assert guard.phase == "closing"
+    guard.say("x")
+    assert guard.forced() == "<\n]"
+    assert (guard.phase, guard.count["pair"]) == ("answering", 1)
+
+
 def test_rule_02_in_a_paired_format_the_tokens_of_other_ends_are_banned():
     names = ["<think>", "</think>", "<think:opensource>", "</think:opensource>"]
     guard = Guarded("hy3", prompt=["<assistant>", "<think:opensource>"], added=names).say("a")
