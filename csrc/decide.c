@@ -155,11 +155,11 @@ static int32_t decide_header(const tg_program* program, const tg_policy* policy,
 
 /* The step that is to cost nothing: an answer past its minimum and without limits, where no token completes a marker, and
  * markup is there, so that none is taken for the beginning of an end. TG_BODY is forbidden in no answer of a format without a
- * channel, and one with a channel has more marks at the root. `decide` would come to the same. */
+ * channel, and one with a channel has more marks at the root. `decide` would come to the same, and does behind other pairs. */
 static int answer_is_idle(const tg_program* program, const tg_policy* policy, const tg_state* state) {
-  int32_t marks = program->nodes[tg_node_at(program, state, 0)].marks & ~(TG_OF_HALVES & ~TG_BEGINS_END) & ~TG_BODY;
+  int32_t marks = program->nodes[0].marks & ~(TG_OF_HALVES & ~TG_BEGINS_END) & ~TG_BODY;
   if (state->flags & TG_STATE_MARKUP) marks &= ~TG_BEGINS_END;
-  return state->phase == TG_ANSWERING && !state->seq && !state->node && !marks && !program->num_never &&
+  return state->phase == TG_ANSWERING && !state->seq && !state->node && !state->pair && !marks && !program->num_never &&
          state->visible >= policy->min_answer_tokens && state->limit == TG_NO_LIMIT &&
          policy->max_answer_tokens == TG_NO_LIMIT;
 }

@@ -126,7 +126,7 @@ static void begin_close(const tg_program* program, const tg_policy* policy, tg_s
 
 static void settle(const tg_program* program, const tg_policy* policy, tg_state* state) {
   if (state->seq || state->phase == TG_ANSWERING || state->phase == TG_DONE) return;
-  const tg_node* node = &program->nodes[tg_node_at(program, state, state->node)];
+  const tg_node* node = &program->nodes[state->node]; /* before any start, and in formats with headers, there is one pair */
   if (state->phase == TG_BEFORE && (policy->opening == TG_OPEN_FORCE || state->flags & TG_STATE_OPENS)) { /* 10 */
     begin_sequence(program, policy, state, node->open ? node->open : TG_SEQ_OPEN, 0);
   } else if (state->phase == TG_BEFORE && policy->opening == TG_OPEN_FORBID) {
@@ -273,17 +273,16 @@ static void extend_tail(const tg_program* program, tg_state* state, uint32_t inf
   state->tail = (int32_t)(length >= 4 ? program->tail[token] : (uint32_t)state->tail << 8 * length | program->tail[token]);
 }
 
-/* Note markup, but for the one character at the text's end that an end may still come of: it counts with the token behind it. */
-static inline void note_markup(const tg_program* program, tg_state* state, int32_t node_before, uint32_t info) {
-  const tg_node* nodes = program->nodes + tg_node_at(program, state, 0);
+/* Note markup, but for the one character at the text's end that an end may still come of: it counts with the token behind it.
+ * `nodes` are those of the pair. */
+static inline void note_markup(const tg_node* nodes, tg_state* state, int32_t node_before, uint32_t info) {
   if (nodes[node_before].end_chars == 1 || (info & TG_MARKUP && nodes[state->node].end_chars != 1))
     state->flags |= TG_STATE_MARKUP;
 }
 
 /* Note what kind of text an answer holds, before a token is counted; `tail` is the text's before it. */
-static inline void note_answer(const tg_program* program, tg_state* state, int32_t node_before, int32_t tail,
-                               uint32_t info) {
-  note_markup(program, state, node_before, info);
+static inline void note_answer(const tg_node* nodes, tg_state* state, int32_t node_before, int32_t tail, uint32_t info) {
+  note_markup(nodes, state, node_before, info);
   if (info & TG_VISIBLE && ends_in_empty_line(tail) && state->visible) state->flags |= TG_STATE_PARAGRAPH;
 }
 
@@ -299,7 +298,7 @@ static void count_answer(tg_state* state, int32_t visible, int forced) {
 static void account(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop, int32_t token) {
   uint32_t info = tg_info(program, token);
   uint32_t step = tg_step(program, state->node, token);
-  const tg_event* event = tg_event_at(program, step, state->pair);
+  const tg_node* nodes = program->nodes + tg_node_at(program, state, 0);
   int32_t node_before = state->node, tail_before = state->tail;
   int forced = state->seq && next_in_sequence(program, policy, state) == token;
   int prefix = forced && state->seq == TG_SEQ_PREFIX;
@@ -311,8 +310,7 @@ static void account(const tg_program* program, const tg_policy* policy, tg_state
     state->seq = state->pos = 0;
     if (state->phase == TG_CLOSING) { /* 19 */
       state->flags |= TG_STATE_BARE;
-      if (token == program->nodes[tg_node_at(program, state, node_before)]
-                       .plan) { /* in place of what could not be: goes on from there */
+      if (token == nodes[node_before].plan) { /* in place of what could not be: goes on from there */
         state->flags |= TG_STATE_FORCED;
         forced = 1;
       } else { /* back in THINKING, decide again from the text */
@@ -324,12 +322,15 @@ static void account(const tg_program* program, const tg_policy* policy, tg_state
   state->node = (int32_t)(step & 0xFFFF);
   if (info & TG_TEXT) extend_tail(program, state, info, token);
   int32_t was = state->phase;
-  int quoted = was == TG_ANSWERING && policy->markers_in_answer == TG_MARKERS_ALLOW && !program->is_channel &&
-               event->last & ~(TG_ANSWER | TG_IMPLICIT | TG_BODY);
-  if (quoted) state->flags |= TG_STATE_VIOLATION;
-  if (event->last && !quoted && follow_marker(program, policy, state, loop, was, event, info)) {
-    if (event->starts) begin_pair(state, event->pair);
-    return;
+  if (step >> 16) {
+    const tg_event* event = tg_event_at(program, step, state->pair);
+    int quoted = was == TG_ANSWERING && policy->markers_in_answer == TG_MARKERS_ALLOW && !program->is_channel &&
+                 event->last & ~(TG_ANSWER | TG_IMPLICIT | TG_BODY);
+    if (quoted) state->flags |= TG_STATE_VIOLATION;
+    if (event->last && !quoted && follow_marker(program, policy, state, loop, was, event, info)) {
+      if (event->starts) begin_pair(state, event->pair);
+      return;
+    }
   }
   int32_t visible = (info & TG_VISIBLE) != 0;
   if (was == TG_THINKING) {
@@ -337,8 +338,8 @@ static void account(const tg_program* program, const tg_policy* policy, tg_state
     int extends = !forced && state->flags & TG_STATE_SPOKEN &&
                   extension_fits(program, policy, state, extension_length(policy) - 1) &&
                   token == extension_aim(policy, tail_before, &begins) && begins;
-    note_markup(program, state, node_before, info);
-    if (visible && !program->nodes[state->node].start_bytes) state->flags |= TG_STATE_SPOKEN;
+    note_markup(nodes, state, node_before, info);
+    if (visible && !nodes[state->node].start_bytes) state->flags |= TG_STATE_SPOKEN;
     if (in_start_space(program, state, info, token) || forced) return;
     count(&state->thinking);
     count(&state->block);
@@ -357,13 +358,13 @@ static void account(const tg_program* program, const tg_policy* policy, tg_state
   } else if (was == TG_BEFORE && !breaks_silence(program, node_before, state, info)) {
     if (!visible && !forced) count(&state->blank);
   } else if (was == TG_BEFORE && program->is_channel) {
-    if (!forced && !program->nodes[state->node].reach) begin_header(state, TG_BODY_FREE);
+    if (!forced && !nodes[state->node].reach) begin_header(state, TG_BODY_FREE);
   } else if (was == TG_BEFORE || was == TG_ANSWERING) {
     if (was == TG_BEFORE) {
       begin_answer(state, TG_BODY_FINAL, 0);
       visible = 1; /* if not this token, then the half-written start before it */
     }
-    note_answer(program, state, node_before, tail_before, info);
+    note_answer(nodes, state, node_before, tail_before, info);
     count_answer(state, visible && !prefix, forced);
   }
 }
@@ -418,7 +419,7 @@ void tg_advance(const tg_program* program, const tg_policy* policy, tg_state* st
   }
   count(&state->length);
   state->flags &= ~(TG_STATE_LOOP | TG_STATE_VIOLATION | TG_STATE_FORCED);
-  note_answer(program, state, 0, state->tail, info);
+  note_answer(program->nodes, state, 0, state->tail, info); /* at the root all pairs are alike */
   extend_tail(program, state, info, token);
   count_answer(state, (info & TG_VISIBLE) != 0, 0);
 }
