@@ -133,7 +133,11 @@ static int32_t normal_tail(int32_t tail) {
 /* The state that stands for all that go on alike. Of a limit only the room that is left counts. */
 static void normal(const tg_policy* policy, tg_state* state) {
   state->tail = normal_tail(state->tail);
-  state->closed_by = 0;
+  /* What ended the thinking decides, where the answer begins, whether a prefix is forced. */
+  if (state->phase != TG_CLOSING && state->phase != TG_HEADING && state->body != TG_BODY_PREAMBLE)
+    state->closed_by = TG_BY_NONE;
+  else if (state->closed_by != TG_BY_NONE && state->closed_by != TG_BY_MODEL)
+    state->closed_by = TG_BY_BUDGET;
   state->flags &= ~(TG_STATE_VIOLATION | TG_STATE_FORCED);
   if (state->limit != TG_NO_LIMIT) state->limit = state->limit > state->length ? state->limit - state->length : 0;
   state->length = 0;
