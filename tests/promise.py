@@ -37,6 +37,7 @@ class Reading:
     implicit: tuple[str, ...] = ()
     off: str = r"<think>[ \n]*</think>"
     space: bytes = b"\n"  # what may follow the start without being counted
+    paired: bool = False  # whether no other end closes what a start began
 
     @property
     def markers(self):
@@ -47,7 +48,10 @@ class Reading:
         start, end = any_of(self.starts), any_of(self.ends)
         answer = f"(?:(?!{start}|{end})[\\s\\S])*"
         reasoning = f"(?:(?!{start}|{end}|{any_of(self.openers)}|{any_of(self.implicit)})[\\s\\S])*"
-        block = f"(?:{start}){reasoning}(?:{end}|(?={any_of(self.implicit)}))"  # an opener belongs to the answer
+        pairs = zip(map(re.escape, self.starts), map(re.escape, self.ends), strict=True) if self.paired else [(start, end)]
+        called = f"(?={any_of(self.implicit)})"  # an opener belongs to the answer
+        block = "|".join(f"(?:{opened}){reasoning}(?:{own}|{called})" for opened, own in pairs)
+        block = f"(?:{block})"
         most = policy.max_think_blocks
         if policy.markers_in_answer == "allow":
             answer = r"[\s\S]*"

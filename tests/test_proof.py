@@ -63,8 +63,9 @@ def test_the_reader_reads_as_the_promise_does(world):
     chunks = [piece.decode() for piece in world.pieces if piece.isascii()]
     chunks += 4 * [world.start, world.end, f"{world.start}{world.space}", f"{world.start}a{world.end}", "a"]
     chunks += 4 * [world.off] if world.off else []
+    chunks += 4 * [f"{start}a{end}" for start, end in world.others]
     off = re.escape(world.off) if world.off else rf"{re.escape(world.start)}\s*{re.escape(world.end)}"
-    reading = Reading(world.starts, world.ends, tuple(world.openers), tuple(world.implicit), off)
+    reading = Reading(world.starts, world.ends, tuple(world.openers), tuple(world.implicit), off, paired=world.paired)
     seen = set()
     for _ in range(TEXTS):
         opening, blocks = rng.choice(["force", "allow", "forbid"]), rng.choice([1, 2])

@@ -56,6 +56,14 @@ MUTATIONS = (
         "int32_t ends = TG_END | TG_GROWS_END | TG_IMPLICIT", "int32_t ends = TG_GROWS_END | TG_IMPLICIT", (8,),
     ),
     Mutation(
+        "the end of another start closes", "machine.c",
+        "if (event->starts) begin_pair(state, event->pair);", ";", (4, 10, 13),
+    ),
+    Mutation(
+        "the end that is forced is that of the first start", "machine.h",
+        "policy += pair;", "(void)pair;", (4, 14),
+    ),
+    Mutation(
         "EOS is allowed in the thinking", "decide.c",
         "policy->on_eos == TG_EOS_CLOSE ? TG_MOVE_EOS : TG_BAN_EOS;", "policy->on_eos == TG_EOS_CLOSE ? TG_MOVE_EOS : 0;",
         (10,),

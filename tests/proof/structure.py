@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from proof.regular import ANYTHING, Language, one_of, text, without
+from proof.regular import ANYTHING, Language, any_of, one_of, text, without
 from proof.worlds import World
 
 from thinkguard import ThinkPolicy
@@ -32,8 +32,9 @@ def structure(world: World, shape: Shape) -> Language:
     start, end = text(*world.starts), text(*world.ends)
     quotes = shape.markers == "allow"
     answer = ANYTHING if quotes else without(*world.starts, *world.ends)
-    closed = end | text(*world.implicit) if world.implicit else end  # an opener belongs to the answer
-    block = start + without(*world.markers, *world.implicit) + closed
+    reasoning, calls = without(*world.markers, *world.implicit), text(*world.implicit)  # an opener belongs to the answer
+    pairs = zip(map(text, world.starts), map(text, world.ends), strict=True) if world.paired else [(start, end)]
+    block = any_of(opened + reasoning + (own | calls) for opened, own in pairs)
     if shape.opening == "forbid":
         off = text(world.off) if world.off else text(world.start) + one_of(WHITE).star() + text(world.end)
         return off + answer

@@ -27,6 +27,7 @@ class World:
     start: str = "<t>"
     end: str = "</t>"
     others: Sequence[tuple[str, str]] = ()  # further starts, each with its end
+    paired: bool = False  # whether no other end closes what a start began
     space: str = "\n"  # behind the start
     close: tuple[str, str] = ("\n", "\n\n")  # before and behind the end
     openers: Sequence[str] = ()  # of the answer
@@ -82,7 +83,7 @@ class World:
         )  # fmt: skip
         before, behind = self.close
         format = ThinkFormat(
-            name=self.name, starts=self.starts, ends=self.ends, open_text=self.start + self.space,
+            name=self.name, starts=self.starts, ends=self.ends, paired=self.paired, open_text=self.start + self.space,
             close_text=before + self.end + behind, answer_starts=tuple(self.openers), header_text="",
             implicit_ends=tuple(self.implicit), off_text=self.off, channel=self.channel, **self.fields,
         )  # fmt: skip
@@ -124,6 +125,8 @@ WORLDS = {
               off="<t></t><r>", prompts=["<t>"]),
         World("pairs", ["a", "\n", "<t>", "</", "t>", ">", "[t]", "[/", "t]", "]"], others=[("[t]", "[/t]")], message="a",
               close=("\n", "\n"), prompts=["[t]", "<t>a[/"]),
+        World("paired", ["a", "\n", "<t>", "<u>", "</t>", "</", "t>", "u", "u>", ">"], others=[("<u>", "</uu>")],
+              paired=True, message="a", close=("\n", "\n"), prompts=["<u>", "<u>a</", "<t>a</"]),
         World("words", ["So", " ", "hm:", "ok:", "m:", "k:", ":", "a.", "\n", "o"], start="So hm:", end="So ok:",
               close=("\n", "\n"), message="a.", wait="a.", prompts=["So "]),
         World("mixed", ["a", ".", "\n", "go", "o", "<|", "c>"], ["<|c>", "<c|>"], ["<|c>", "<c|>"], start="<|c>go",
