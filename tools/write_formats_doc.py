@@ -86,7 +86,8 @@ def named(names: Iterable[str]) -> str:
 def document() -> str:
     """Return the whole page."""
     paired = named(name for name in ThinkFormat.names() if ThinkFormat.from_name(name).paired)
-    rows = [PAIRED.format(names=paired), "\n| name | opening | closing | off | tool calls | models |\n|---|---|---|---|---|---|\n"]
+    rows = [PAIRED.format(names=paired)]
+    rows.append("\n| name | opening | closing | off | tool calls | models |\n|---|---|---|---|---|---|\n")
     for name in ThinkFormat.names():
         family = ThinkFormat.from_name(name)
         openings = (family.open_text, *family.starts[1:])

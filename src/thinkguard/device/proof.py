@@ -72,10 +72,10 @@ def _grammar() -> ThinkFormat:
 
 
 def scripts() -> Iterator[Script]:
-    """Markers as tokens, markers as text beside tokens that double bytes, ends of starts of their own, and a message grammar."""
+    """Markers as tokens, as text beside tokens that double bytes, starts with ends of their own, and a message grammar."""
     asked = replace(ThinkFormat.from_name("think"), on_texts=("assistant",))  # in every prompt, which is read for it
-    pairs = {"starts": (*asked.starts, "<thin>"), "ends": (*asked.ends, "</thin>")}
-    paired = replace(asked, **pairs, on_texts=(), paired=True)
+    starts, ends = (*asked.starts, "<thin>"), (*asked.ends, "</thin>")
+    paired = replace(asked, starts=starts, ends=ends, paired=True, on_texts=())
     pieces = [bytes([byte]) for byte in range(256)] + _WORDS
     for format, texts, controls, doubles, eos, turn in (
         ("think", _TEXTS, ("<|im_start|>", "<eos>", "<think>", "</think>"), [], "<eos>", "<|im_start|>assistant\n"),

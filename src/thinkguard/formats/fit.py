@@ -58,7 +58,7 @@ def pairs_of(family: ThinkFormat) -> list[tuple[str, str]]:
 
 
 def views_of(format: ThinkFormat) -> tuple[ThinkFormat, ...]:
-    """Return the format as it is behind each of its starts, that start and its end first; itself alone if it is not paired."""
+    """Return the format as it is behind each of its starts, that pair first; itself alone if it is not paired."""
     pairs = dict(pairs_of(format)) if format.paired else {}
     return tuple(respelled(format, start, pairs) for start in pairs) or (format,)
 
