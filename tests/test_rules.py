@@ -211,7 +211,7 @@ def test_rule_08_in_a_paired_format_room_is_left_for_the_longest_end():
 
 
 def test_rule_19_in_a_paired_format_a_start_drops_what_is_left_of_the_other_close():
-    """The first token of a close made a start out of what another processor had written, and went on in the other's close."""
+    """The first token of a close made a start out of what another processor wrote, and went on in the other's close."""
     format = ThinkFormat(
         name="mine", starts=("<a>", "x<"), ends=("<b>", "]"), paired=True, open_text="<a>", close_text="\n<b>"
     )
