@@ -68,7 +68,7 @@ static void answer_wish(const tg_program* program, const tg_policy* policy, cons
 static int32_t decide_answer(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
   int32_t left = answer_left(policy, state), missing = policy->min_answer_tokens - state->visible;
   int32_t room = INT32_MAX, due = -1;
-  if (policy->max_answer_tokens != TG_NO_LIMIT && state->answer >= policy->max_answer_tokens &&
+  if (policy->max_answer_tokens != TG_NO_LIMIT && state->answer >= policy->max_answer_tokens && missing <= 0 &&
       state->phase == TG_ANSWERING && state->body != TG_BODY_CALL)
     due = tg_answer_eos(program, policy);
   if (state->body == TG_BODY_PREAMBLE) { /* ends while the least answer still fits behind it */

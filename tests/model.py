@@ -755,7 +755,7 @@ class Model:
     def decide_answer(self):
         policy = self.policy
         left, missing = self.answer_left(), policy.min_answer_tokens - self.visible
-        full = policy.max_answer_tokens is not None and self.answer >= policy.max_answer_tokens
+        full = policy.max_answer_tokens is not None and self.answer >= policy.max_answer_tokens and missing <= 0
         preamble, due = INF, None
         if full and self.phase == "answering" and self.body != "call" and self.eos:
             due = self.answer_eos()

@@ -1064,6 +1064,18 @@ def test_rule_10_where_the_start_cannot_be_nothing_illegal_is_sampled():
     assert guard.phase == "answering"
 
 
+def test_rule_20_an_answer_has_its_minimum_even_if_preambles_used_up_the_maximum():
+    """EOS was forced as the first token of the answer, where another processor had held up a preamble's end."""
+    guard = harmony(opening="allow", max_answer_tokens=2)
+    guard.say("<|channel|>", *"commentary", "<|message|>", "a", "b", "c", "<|end|>")
+    assert guard.forced() == "<|start|>assistant<|channel|>"
+    assert guard.say("f").forced() == "inal<|message|>"
+    assert guard.row.decide().kind == EDIT
+    assert not guard.allows("<|return|>")
+    assert not guard.allows("\n"), "but for what can be seen there is no room"
+    assert guard.say("a").row.decide().kind == FORCE, "now EOS"
+
+
 def test_rule_20_where_eos_cannot_be_the_answer_is_still_guarded():
     guard = answering(max_answer_tokens=1).say("a")
     assert without(guard, "<eos>", **{"</": 9, "b": 0}) == ("\n", False), "a wish to close again is answered as ever"

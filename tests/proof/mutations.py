@@ -82,7 +82,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the least answer begins one token too late for the limit", "decide.c",
-        "left <= missing) action->flags |= TG_BAN_BLANK;", "left < missing) action->flags |= TG_BAN_BLANK;", (12,),
+        "left <= missing) action->flags |= TG_BAN_BLANK;", "left < missing) action->flags |= TG_BAN_BLANK;", (9, 12),
     ),
     Mutation(
         "white space counts as visible", "machine.c",
