@@ -193,7 +193,7 @@ static void begin_header(tg_state* state, int32_t body) {
  * one. Returns whether the marker meant anything there. */
 static int follow_marker(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop, int32_t was,
                          const tg_event* event, uint32_t info) {
-  int thinking = was == TG_THINKING || was == TG_CLOSING;
+  int thinking = was == TG_THINKING || was == TG_CLOSING, forced = state->flags & TG_STATE_FORCED;
   int32_t kind = event->last & ~TG_SPELLED;
   TG_ASSERT(event->starts >= 0);
   state->blocks = state->blocks > INT32_MAX - event->starts ? INT32_MAX : state->blocks + event->starts;
@@ -204,9 +204,12 @@ static int follow_marker(const tg_program* program, const tg_policy* policy, tg_
       begin_block(state, loop, event);
       return 1;
     case TG_END:
-      if (!thinking && !(was == TG_ANSWERING && state->body == TG_BODY_PREAMBLE)) state->flags |= TG_STATE_VIOLATION;
-      if (was == TG_THINKING || was == TG_BEFORE) /* the thinking-off text is forced */
-        state->closed_by = state->flags & TG_STATE_FORCED ? TG_BY_BUDGET : TG_BY_MODEL;
+      if (was != TG_CLOSING && forced) /* of the thinking-off text, which may have no start */
+        state->closed_by = TG_BY_BUDGET;
+      else if (was == TG_THINKING || was == TG_BEFORE)
+        state->closed_by = TG_BY_MODEL;
+      if (!thinking && !forced && !(was == TG_ANSWERING && state->body == TG_BODY_PREAMBLE))
+        state->flags |= TG_STATE_VIOLATION;
       if (program->is_channel)
         begin_header(state, TG_BODY_NONE);
       else {

@@ -447,10 +447,12 @@ class Model:
             tail = bytes(self.symbols_of(token)[found.markers[-1][2] :])
             self.space = tail if self.start_space.encode().startswith(tail) else None
         elif kind == "end":
-            if not thinking and not (was == "answering" and self.body == "preamble"):
+            if not thinking and not (was == "answering" and self.body == "preamble") and not self.forced:
                 self.violation = True
-            if was in ("thinking", "before"):
-                self.closed_by = "budget" if self.forced else "model"  # forced: the thinking-off text
+            if self.forced and was != "closing":  # of the thinking-off text
+                self.closed_by = "budget"
+            elif was in ("thinking", "before"):
+                self.closed_by = "model"
             if self.is_channel:
                 self.begin_header("none")
             else:

@@ -1113,6 +1113,18 @@ def test_rule_10_thinking_that_is_off_was_not_closed_by_the_model():
     assert trace.forced
 
 
+def test_rule_10_an_end_that_says_that_thinking_is_off_is_no_violation():
+    format = ThinkFormat(
+        name="t", starts=("<think>",), ends=("</think>",), open_text="<think>", close_text="</think>", off_text="</think>"
+    )
+    guard = Guarded(format, prompt=["<assistant>"], opening="forbid")
+    output = guard.vocabulary.encode("</think>Hi.")
+    trace = guard.program.explain([guard.id("<assistant>")], output, guard.policy)
+    assert (trace.phase, trace.closed_by, trace.violations) == ("answering", "budget", ())
+    assert guard.forced() == "</think>"
+    assert not guard.violated
+
+
 def test_rule_03_what_ends_a_sequence_is_asked_of_the_policy():
     """A special token that begins a marker was never banned if the tokenizer calls it EOS, bound or not."""
     for eos, allowed in ((["<eos>"], False), (["<eos>", "x</th"], True)):
