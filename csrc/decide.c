@@ -64,6 +64,12 @@ static void answer_wish(const tg_program* program, const tg_policy* policy, cons
   action->moved = action->token >= 0 ? sources : 0;
 }
 
+/* 15: bytes that may be missing with `left` tokens left; where what ends there could not be, the output's limit counts. */
+static int32_t cut_of(const tg_state* state, int32_t left) {
+  if (left < 1 && state->limit != TG_NO_LIMIT) left = room_of(state);
+  return left >= 1 && left <= 3 ? left : 0;
+}
+
 /* What an answer's step needs; the token that has to be forced, -1: none. */
 static int32_t decide_answer(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
   int32_t left = answer_left(policy, state), missing = policy->min_answer_tokens - state->visible;
@@ -83,7 +89,7 @@ static int32_t decide_answer(const tg_program* program, const tg_policy* policy,
     if (state->blank >= TG_BLANK_PATIENCE || left <= missing) action->flags |= TG_BAN_BLANK; /* 20 */
   }
   if (room < left) left = room;
-  if (left >= 1 && left <= 3) action->cut = left;
+  action->cut = cut_of(state, left);
   if (policy->markers_in_answer == TG_MARKERS_ALLOW && state->phase == TG_ANSWERING && !program->is_channel) {
     action->forbidden = answer_may_restart(policy, state) ? 0 : action->forbidden | TG_ANSWER;
     return due;
@@ -125,7 +131,7 @@ static int32_t decide_header(const tg_program* program, const tg_policy* policy,
     int32_t left = TG_HEADER_PATIENCE - state->header_tokens;
     if (state->limit != TG_NO_LIMIT && room - behind - policy->min_answer_tokens - 2 < left)
       left = room - behind - policy->min_answer_tokens - 2;
-    if (left >= 1 && left <= 3) action->cut = left;
+    action->cut = cut_of(state, left);
     return left <= 0 ? program->body_token : -1;
   }
   int32_t reach = program->nodes[action->node].reach, legal = (reach ? reach : ~0) & (TG_ANSWER | TG_TOOL | TG_START);

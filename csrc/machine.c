@@ -139,7 +139,7 @@ static void settle(const tg_program* program, const tg_policy* policy, tg_state*
     begin_close(program, policy, state);
   } else if (state->phase == TG_THINKING) {
     int32_t left = thinking_left(program, policy, state), reason = TG_BY_NONE;
-    if (left <= 0 || policy->opening == TG_OPEN_FORBID)
+    if (left <= 0)
       reason = TG_BY_BUDGET;
     else if (state->thinking < policy->min_thinking_tokens)
       return; /* 13 */

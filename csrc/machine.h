@@ -143,8 +143,8 @@ static inline int32_t thought(const tg_policy* policy, const tg_state* state) {
 
 /* Tokens of thinking that are left; INT32_MAX: any number. The limit of the output counts as a budget (8). */
 static inline int32_t thinking_left(const tg_program* program, const tg_policy* policy, const tg_state* state) {
-  int32_t left = INT32_MAX;
-  if (policy->max_thinking_tokens != TG_NO_LIMIT) left = policy->max_thinking_tokens - thought(policy, state);
+  int32_t left = policy->opening == TG_OPEN_FORBID ? 0 : INT32_MAX;
+  if (left && policy->max_thinking_tokens != TG_NO_LIMIT) left = policy->max_thinking_tokens - thought(policy, state);
   if (state->limit != TG_NO_LIMIT) {
     int32_t room = room_of(state) - close_room(program, policy);
     if (room < left) left = room;

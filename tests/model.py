@@ -565,6 +565,7 @@ class Model:
 
     def thinking_left(self):
         left = INF if self.policy.max_thinking_tokens is None else self.policy.max_thinking_tokens - self.thought()
+        left = 0 if self.opening == "forbid" else left
         return left if self.limit is None else min(left, self.limit - self.length - self.close_room())
 
     def answer_left(self):
@@ -683,7 +684,7 @@ class Model:
             self.begin_close()
         elif self.phase == "thinking":
             reason = None
-            if self.thinking_left() <= 0 or self.opening == "forbid":
+            if self.thinking_left() <= 0:
                 reason = "budget"
             elif self.thinking < policy.min_thinking_tokens:
                 return
@@ -751,6 +752,12 @@ class Model:
         left = self.thinking_left()
         return self.edit(forbidden, moved, eos, cut=max(left, 1) if left <= 3 else 0, target=target, bias=bias)
 
+    def cut_of(self, left):
+        """Rule 15; where what ends there could not be, the output's limit counts."""
+        if left < 1 and self.limit is not None:
+            left = self.limit - self.length
+        return left if 1 <= left <= 3 else 0
+
     def answer_eos(self):
         return next((t for t in self.eos if "call_end" not in self.read((), t)[1].kinds), self.eos[0])
 
@@ -770,7 +777,7 @@ class Model:
         eos = "ban" if missing > 0 else "allow"
         blank = missing > 0 and (self.blank >= PATIENCE or left <= missing)  # rule 20
         left = min(left, preamble)
-        cut = left if 1 <= left <= 3 else 0
+        cut = self.cut_of(left)
         if policy.markers_in_answer == "allow" and self.phase == "answering" and not self.is_channel:
             return due, self.edit(None if self.answer_may_restart() else {"answer"}, set(), eos, cut=cut, blank=blank)
         forbidden, target, moved = {"end"}, None, set()
@@ -808,7 +815,7 @@ class Model:
             behind = 0 if self.recipient else self.header_tokens + 1  # of a preamble: its end, and one more header
             left = min(HEADER_PATIENCE - self.header_count, room - behind - self.policy.min_answer_tokens - 2)
             due = self.spell(self.symbols(self.format.channel.body))[0] if left <= 0 else None
-            return due, None, self.edit(forbidden, set(), "ban", cut=left if 1 <= left <= 3 else 0)
+            return due, None, self.edit(forbidden, set(), "ban", cut=self.cut_of(left))
         edit = self.edit(forbidden | {"body"}, set(), "ban")
         reach = self.reachable(self.text)
         legal = {"answer", "tool", "start"} & (reach or {"answer", "tool", "start"})

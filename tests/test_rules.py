@@ -1076,6 +1076,25 @@ def test_rule_20_an_answer_has_its_minimum_even_if_preambles_used_up_the_maximum
     assert guard.say("a").row.decide().kind == FORCE, "now EOS"
 
 
+def test_rule_15_where_eos_cannot_be_the_limit_cuts_no_character_either():
+    guard = answering(max_answer_tokens=1, max_tokens=12).say("a", *"bcd")
+    assert guard.row.decide().kind == FORCE
+    left = 12 - guard.count["length"]
+    assert guard.row.decide().allows_in_place(guard.id(b"\xf0")) is (left > 3)
+    guard.say(*"x" * (left - 1))
+    assert not guard.row.decide().allows_in_place(guard.id(b"\xe2")), "one token is left"
+
+
+def test_rule_15_the_end_of_a_thinking_that_is_forbidden_cuts_no_character():
+    guard = Guarded(added=["<think>", "</think>"], prompt=["<assistant>"], opening="forbid")
+    guard.forced(1)
+    logits = guard.edit(b=0)
+    logits[0, [guard.id("\n\n"), guard.id("\n"), guard.id("</think>")]] = -np.inf
+    logits[0, guard.id(b"\xe2")] = 9
+    guard.program.apply([guard.row], logits)
+    assert int(logits.argmax()) == guard.id("b")
+
+
 def test_rule_20_where_eos_cannot_be_the_answer_is_still_guarded():
     guard = answering(max_answer_tokens=1).say("a")
     assert without(guard, "<eos>", **{"</": 9, "b": 0}) == ("\n", False), "a wish to close again is answered as ever"
