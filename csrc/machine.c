@@ -124,13 +124,28 @@ static void begin_close(const tg_program* program, const tg_policy* policy, tg_s
   begin_sequence(program, policy, state, finish ? finish : bare ? TG_SEQ_BARE : TG_SEQ_CLOSE, 0);
 }
 
+/* The sequence that a turn has to begin with, TG_SEQ_NONE: none, or there is no room any more for what it leads to (8). */
+static int32_t opening_due(const tg_program* program, const tg_policy* policy, const tg_state* state) {
+  if (state->phase != TG_BEFORE) return TG_SEQ_NONE;
+  int32_t seq = TG_SEQ_NONE, room = 0, length, open = program->nodes[state->node].open;
+  if (policy->opening == TG_OPEN_FORCE || state->flags & TG_STATE_OPENS) {
+    seq = open ? open : TG_SEQ_OPEN;
+    room = close_room(program, policy);
+  } else if (policy->opening == TG_OPEN_FORBID) {
+    seq = TG_SEQ_OFF;
+    room = policy->min_answer_tokens;
+  }
+  if (!seq || !state->length || state->limit == TG_NO_LIMIT) return seq;
+  sequence(program, policy, state->pair, seq, &length);
+  return room_of(state) - length >= room ? seq : TG_SEQ_NONE;
+}
+
 static void settle(const tg_program* program, const tg_policy* policy, tg_state* state) {
   if (state->seq || state->phase == TG_ANSWERING || state->phase == TG_DONE) return;
   const tg_node* node = &program->nodes[state->node]; /* before any start, and in formats with headers, there is one pair */
-  if (state->phase == TG_BEFORE && (policy->opening == TG_OPEN_FORCE || state->flags & TG_STATE_OPENS)) { /* 10 */
-    begin_sequence(program, policy, state, node->open ? node->open : TG_SEQ_OPEN, 0);
-  } else if (state->phase == TG_BEFORE && policy->opening == TG_OPEN_FORBID) {
-    begin_sequence(program, policy, state, TG_SEQ_OFF, 0);
+  int32_t opening = opening_due(program, policy, state);
+  if (opening) { /* 10 */
+    begin_sequence(program, policy, state, opening, 0);
   } else if (state->phase == TG_BEFORE && program->is_channel && !node->reach) {
     begin_sequence(program, policy, state, program->channel_seq, 0);
   } else if (state->phase == TG_HEADING && state->body == TG_BODY_NONE && !state->is_headed && !node->reach) {

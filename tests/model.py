@@ -668,14 +668,8 @@ class Model:
         if self.seq or self.phase == "done":
             return
         reach = self.reachable(self.text)
-        if self.phase == "before" and self.opening == "force":
-            begun, marker = self.half(self.text, "start")
-            if begun and (len(begun) > 1 or is_control(begun[0])):
-                self.begin(self.spell_before_text(marker[len(begun) :] + self.symbols(self.start_space)))
-            else:
-                self.begin(self.open)
-        elif self.phase == "before" and self.opening == "forbid":
-            self.begin(self.off)
+        if self.phase == "before" and self.opening_due():
+            self.begin(self.opening_due())
         elif self.phase == "before" and self.is_channel and not reach:
             self.begin(self.channel)
         elif self.phase == "heading" and self.body == "none" and not self.header_count and not reach:
@@ -695,6 +689,19 @@ class Model:
             if reason:
                 self.phase, self.closed_by = "closing", reason
                 self.begin_close()
+
+    def opening_due(self):
+        """Rule 10, as long as there is room for what it leads to."""
+        opening, room = [], 0
+        if self.opening == "force":
+            begun, marker = self.half(self.text, "start")
+            opening, room = self.open, self.close_room()
+            if begun and (len(begun) > 1 or is_control(begun[0])):
+                opening = self.spell_before_text(marker[len(begun) :] + self.symbols(self.start_space))
+        elif self.opening == "forbid":
+            opening, room = self.off, self.policy.min_answer_tokens
+        fits = self.limit is None or not self.length or self.limit - self.length - len(opening) >= room
+        return opening if fits else []
 
     def begin_close(self):
         after_line = self.closes_line and self.block > 0 and self.raw_text.endswith(b"\n")

@@ -1064,6 +1064,16 @@ def test_rule_10_where_the_start_cannot_be_nothing_illegal_is_sampled():
     assert guard.phase == "answering"
 
 
+def test_rule_08_an_opening_that_was_held_up_is_left_out_where_it_no_longer_fits():
+    """The start was forced as soon as it could be, and the limit came before the end."""
+    names = ["<think>", "</think>"]
+    for policy, room in (({"opening": "force"}, 7), ({"opening": "forbid", "min_answer_tokens": 2}, 6)):
+        for held, kind in ((0, FORCE), (2, FORCE), (3, EDIT)):
+            guard = Guarded(added=names, prompt=["<assistant>"], max_tokens=room + 2, **policy).say(*["\n"] * held)
+            assert guard.row.decide().kind == kind, (policy, held)
+        assert guard.say("b").phase == "answering"
+
+
 def test_rule_20_an_answer_has_its_minimum_even_if_preambles_used_up_the_maximum():
     """EOS was forced as the first token of the answer, where another processor had held up a preamble's end."""
     guard = harmony(opening="allow", max_answer_tokens=2)
