@@ -22,7 +22,10 @@ static int32_t begun_ends(const tg_program* program, const tg_state* state, cons
 static void decide_thinking(const tg_program* program, const tg_policy* policy, const tg_state* state, tg_action* action) {
   const tg_node* node = &program->nodes[action->node];
   action->forbidden |= TG_START | TG_ANSWER | TG_TOOL | TG_BODY | TG_HEADER | TG_CALL_END;
-  if (state->thinking < policy->min_thinking_tokens && state->phase != TG_CLOSING) { /* 13 */
+  int32_t left = thinking_left(program, policy, state);
+  int is_over = state->phase == TG_CLOSING || left <= 0;
+  if (is_over) action->flags |= TG_FORCE_AIM;
+  if (state->thinking < policy->min_thinking_tokens && !is_over) { /* 13 */
     int32_t ends = TG_END | TG_GROWS_END | TG_IMPLICIT | begun_ends(program, state, action), begins;
     action->forbidden |= ends;
     action->flags |= TG_BAN_EOS;
@@ -41,7 +44,6 @@ static void decide_thinking(const tg_program* program, const tg_policy* policy, 
                      (float)(policy->max_thinking_tokens - policy->soft_thinking_tokens);
   }
   if (!(state->flags & TG_STATE_SPOKEN)) action->forbidden |= TG_HALF_START;
-  int32_t left = thinking_left(program, policy, state);
   action->cut = left > 3 ? 0 : left > 1 ? left : 1; /* 15 */
 }
 
@@ -192,7 +194,6 @@ static TG_OUT_OF_LINE void decide(const tg_program* program, const tg_policy* po
     action->kind = TG_FORCE;
     action->aim = action->token;
     action->token = due;
-    if (state->phase == TG_CLOSING) action->flags |= TG_FORCE_AIM;
   } else if (action->kind == TG_EDIT && !action->flags && !action->cut &&
              !(program->nodes[action->node].marks & action->forbidden)) {
     action->kind = TG_FREE;

@@ -237,26 +237,28 @@ static int32_t apply_edit(const logits_row* row, const tg_program* program, cons
   return 1;
 }
 
-/* Edit a row in which nothing that was to be forced or allowed can be sampled. */
-static int32_t apply_in_place(const logits_row* row, const tg_program* program, const tg_policy* policy,
-                              const tg_action* action, int32_t aim) {
+/* The edit of a row in which nothing that was to be forced or allowed can be sampled. */
+static tg_action edit_in_place(const tg_action* action, int32_t aim) {
   tg_action edit = *action;
   edit.kind = TG_EDIT;
   edit.token = aim;
-  apply_edit(row, program, policy, &edit);
-  return 0;
+  return edit;
 }
 
 static int32_t apply_force(const logits_row* row, const tg_program* program, const tg_policy* policy,
                            const tg_action* action) {
   int32_t token = action->token;
   int can = can_be_sampled(row, token);
+  tg_action edit = edit_in_place(action, action->aim);
   if (!can && action->flags & TG_FORCE_AIM) {
     token = action->aim;
-    can = can_be_sampled(row, token);
+    can = can_be_sampled(row, token) && tg_allows(program, policy, &edit, token);
   }
   tg_meet(); /* all have looked before one of them bans */
-  if (!can) return apply_in_place(row, program, policy, action, action->aim);
+  if (!can) {
+    apply_edit(row, program, policy, &edit);
+    return 0;
+  }
   ban_range(row, 0, row->width);
   tg_meet();
   TG_ALONE write_logit(row, token, 0.0f);
@@ -272,7 +274,11 @@ static int32_t apply_allow(const logits_row* row, const tg_program* program, con
     survives = tg_any(i < end && tg_mark_allowed(program->mark_mask[i], action->allowed) &&
                       can_be_sampled(row, program->mark_token[i]));
   }
-  if (!survives) return apply_in_place(row, program, policy, action, -1);
+  if (!survives) {
+    tg_action edit = edit_in_place(action, -1);
+    apply_edit(row, program, policy, &edit);
+    return 0;
+  }
   tg_meet();
   int32_t from = 0; /* marks ascend by token: ban the gaps between the allowed ones */
   for (int32_t i = begin; i < end; i++) {

@@ -118,9 +118,19 @@ static void begin_prefix(const tg_program* program, const tg_policy* policy, tg_
   begin_sequence(program, policy, state, TG_SEQ_PREFIX, event->tail_bytes ? policy->prefix_space : 0);
 }
 
+/* Whether the bare end reads as an end behind what is half written: `ba` behind `a` reads as the start `ab`. */
+static int bare_reads(const tg_program* program, const tg_policy* policy, const tg_state* state) {
+  if (!state->node) return 1;
+  int32_t length, first = sequence(program, policy, state->pair, TG_SEQ_BARE, &length)[0];
+  uint32_t here = tg_step(program, state->node, first), alone = tg_step(program, 0, first);
+  if ((here & 0xFFFF) != (alone & 0xFFFF)) return 0;
+  return tg_event_at(program, here, state->pair)->kinds == tg_event_at(program, alone, state->pair)->kinds;
+}
+
 static void begin_close(const tg_program* program, const tg_policy* policy, tg_state* state) { /* 12, 19 */
   int32_t finish = program->nodes[tg_node_at(program, state, state->node)].finish;
   int bare = state->flags & TG_STATE_BARE || (policy->closes_line && state->block && (state->tail & 0xFF) == '\n');
+  if (bare && !finish) bare = bare_reads(program, policy, state);
   begin_sequence(program, policy, state, finish ? finish : bare ? TG_SEQ_BARE : TG_SEQ_CLOSE, 0);
 }
 
@@ -313,7 +323,9 @@ static void count_answer(tg_state* state, int32_t visible, int forced) {
     count(&state->blank);
 }
 
-static void account(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop, int32_t token) {
+/* `is_over`: whether thinking_is_over before the token. */
+static void account(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop, int32_t token,
+                    int is_over) {
   uint32_t info = tg_info(program, token);
   uint32_t step = tg_step(program, state->node, token);
   const tg_node* nodes = program->nodes + tg_node_at(program, state, 0);
@@ -326,15 +338,15 @@ static void account(const tg_program* program, const tg_policy* policy, tg_state
     begin_sequence(program, policy, state, state->seq, state->pos + 1);
   } else if (state->seq) {
     state->seq = state->pos = 0;
-    if (state->phase == TG_CLOSING) { /* 19 */
+    if (is_over && token == nodes[node_before].plan) { /* 19: in place of what could not be, goes on from there */
+      if (state->phase == TG_THINKING) state->closed_by = TG_BY_BUDGET;
+      state->phase = TG_CLOSING;
+      state->flags |= TG_STATE_BARE | TG_STATE_FORCED;
+      forced = 1;
+    } else if (state->phase == TG_CLOSING) { /* back in THINKING, decide again from the text */
+      state->phase = TG_THINKING;
+      state->closed_by = TG_BY_NONE;
       state->flags |= TG_STATE_BARE;
-      if (token == nodes[node_before].plan) { /* in place of what could not be: goes on from there */
-        state->flags |= TG_STATE_FORCED;
-        forced = 1;
-      } else { /* back in THINKING, decide again from the text */
-        state->phase = TG_THINKING;
-        state->closed_by = TG_BY_NONE;
-      }
     }
   }
   state->node = (int32_t)(step & 0xFFFF);
@@ -391,6 +403,7 @@ static void account(const tg_program* program, const tg_policy* policy, tg_state
  * a token like others and nothing counts as output. */
 static TG_OUT_OF_LINE void take(const tg_program* program, const tg_policy* policy, tg_state* state, tg_loop* loop,
                                 int32_t token, int sampled) {
+  int is_over = state->seq && thinking_is_over(program, policy, state);
   if (sampled) {
     if (state->phase == TG_DONE || state->flags & TG_STATE_INERT) return;
     if (token < 0) {
@@ -410,7 +423,7 @@ static TG_OUT_OF_LINE void take(const tg_program* program, const tg_policy* poli
   } else if (token < 0) {
     return;
   }
-  account(program, policy, state, loop, token);
+  account(program, policy, state, loop, token, is_over);
   if (state->phase != TG_ANSWERING) settle(program, policy, state);
 }
 

@@ -152,6 +152,11 @@ static inline int32_t thinking_left(const tg_program* program, const tg_policy* 
   return left;
 }
 
+/* Whether the thinking is over, or has no room to begin: what is still forced in front of its end is optional (19). */
+static inline int thinking_is_over(const tg_program* program, const tg_policy* policy, const tg_state* state) {
+  return state->phase == TG_CLOSING || (state->phase == TG_THINKING && thinking_left(program, policy, state) <= 0);
+}
+
 /* Whether the answer may begin once more, its visible tokens counted anew (9): the least answer has to fit again. */
 static inline int answer_may_restart(const tg_policy* policy, const tg_state* state) {
   if (policy->max_answer_tokens != TG_NO_LIMIT && policy->max_answer_tokens - state->answer < policy->min_answer_tokens)

@@ -288,7 +288,7 @@ enum {
   TG_ONLY_CALL_END = 1 << 4, /* of the EOS set only the call's end is legal */
   TG_NOT_CALL_END = 1 << 5,  /* of the EOS set the call's end is not */
   TG_BAN_NEVER = 1 << 6,
-  TG_FORCE_AIM = 1 << 7 /* TG_FORCE: where the token cannot be sampled, the aim is forced */
+  TG_FORCE_AIM = 1 << 7 /* TG_FORCE: where the token cannot be sampled, the aim is forced if the edit lets it through */
 };
 
 /* What the next step of a sequence needs. The fields of TG_EDIT are filled in for TG_FORCE and TG_ALLOW too, `aim` in place of

@@ -317,7 +317,7 @@ class Model:
                 silent = not self.tail_visible(token, found)
             elif self.is_visible(token):
                 silent = False
-            self.account(token)
+            self.account(token, self.thinking_is_over())
             self.settle()
         if raw and (not silent or self.phase == "before"):  # rule 5
             self.reset()
@@ -352,6 +352,7 @@ class Model:
             self.inert, self.forced, self.violation, self.seq, self.pos = True, False, False, [], 0
             self.markup = self.paragraph = self.spoken = self.is_bare = False
             return
+        is_over = self.thinking_is_over()
         self.length += 1
         if token in self.eos:
             early = self.phase != "answering" or self.visible < self.policy.min_answer_tokens
@@ -359,14 +360,14 @@ class Model:
             self.loop = self.forced = False
             self.phase, self.seq, self.pos = "done", [], 0
             return
-        self.account(token)
+        self.account(token, is_over)
         self.settle()
 
     def tail_visible(self, token, found):
         behind = self.symbols_of(token)[found.markers[-1][2] :]
         return bool(bytes(behind).strip(WHITE))
 
-    def account(self, token):
+    def account(self, token, is_over):
         self.loop = self.violation = self.forced = False
         in_prefix = bool(self.seq) and self.in_prefix
         if self.seq and self.seq[self.pos] == token:
@@ -376,12 +377,11 @@ class Model:
                 self.seq, self.pos = [], 0
         elif self.seq:
             self.seq, self.pos = [], 0
-            if self.phase == "closing":  # rule 19
-                self.is_bare = True
-                if token == self.plan():
-                    self.forced = True
-                else:
-                    self.phase, self.closed_by = "thinking", "none"
+            if is_over and token == self.plan():  # rule 19
+                self.closed_by = self.closed_by if self.phase == "closing" else "budget"
+                self.phase, self.is_bare, self.forced = "closing", True, True
+            elif self.phase == "closing":
+                self.phase, self.closed_by, self.is_bare = "thinking", "none", True
         before, raw_before = self.text, self.raw_text
         self.text, found = self.read(self.text, token)
         self.raw_text += self.bytes_of(token)
@@ -568,6 +568,10 @@ class Model:
         left = 0 if self.opening == "forbid" else left
         return left if self.limit is None else min(left, self.limit - self.length - self.close_room())
 
+    def thinking_is_over(self):
+        """Or has no room to begin, so that what is still forced in front of its end is optional."""
+        return self.phase == "closing" or (self.phase == "thinking" and self.thinking_left() <= 0)
+
     def answer_left(self):
         left = INF if self.policy.max_answer_tokens is None else self.policy.max_answer_tokens - self.answer
         return left if self.limit is None else min(left, self.limit - self.length)
@@ -705,8 +709,11 @@ class Model:
 
     def begin_close(self):
         after_line = self.closes_line and self.block > 0 and self.raw_text.endswith(b"\n")
+        (here, found), (alone, wanted) = self.read(self.text, self.bare[0]), self.read((), self.bare[0])
+        reads = here == alone and set(found.kinds) == set(wanted.kinds)  # not so `ba` behind `a`, if `ab` is a start
+        is_bare = reads and (self.is_bare or after_line)
         finish = self.finish_of(self.text)
-        self.begin(finish or (self.bare if self.is_bare or after_line else self.close))
+        self.begin(finish or (self.bare if is_bare else self.close))
         self.in_close = not finish
 
     # --- decide ---
@@ -727,7 +734,7 @@ class Model:
         if self.seq:
             due = self.seq[self.pos]
         if due is not None:
-            return ("force", due, self.plan() if self.phase == "closing" else None, edit)
+            return ("force", due, self.plan() if self.thinking_is_over() else None, edit)
         return ("allow", allowed, edit) if allowed else edit
 
     def plan(self):
@@ -742,7 +749,7 @@ class Model:
         policy = self.policy
         forbidden = {"start", "answer", "tool", "body", "header", "call_end", "turn start"}
         target, bias, moved, eos = None, 0.0, set(), "ban"
-        if self.thinking < policy.min_thinking_tokens and self.phase != "closing":  # rule 13
+        if self.thinking < policy.min_thinking_tokens and not self.thinking_is_over():  # rule 13
             ends = {"end", "implicit", "grows"} | self.begun_ends()
             forbidden |= ends
             if self.spoken and self.extension_fits(len(self.extend)):  # rule 18
@@ -937,8 +944,9 @@ class Model:
         if action[0] == "free":
             return list(logits)
         if action[0] == "force":
-            for token in action[1:3]:
-                if token is not None and token < width and can(token):
+            due, plan, (_, banned, *_) = action[1:]
+            for token, legal in ((due, True), (plan, plan is not None and not banned(plan))):
+                if legal and token < width and can(token):
                     return [0.0 if t == token else -INF for t in range(width)]
             action = action[3]
         if action[0] == "allow":

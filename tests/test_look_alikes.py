@@ -51,5 +51,7 @@ def test_a_trace_names_them_and_what_was_skipped():
     assert trace.look_alikes == ("</Think>",)
     assert trace.skipped == (5,), "the message was cut where the end marker came"
     assert (trace.closed_by, trace.violations, trace.well_formed) == ("budget", (), True)
+    empty = program.explain([], vocabulary.encode("<think></think>\n\nb") + [256], ThinkPolicy(max_thinking_tokens=0))
+    assert (empty.skipped, empty.violations, empty.well_formed) == ((1,), (), True), "the line break of an empty block"
     beyond = program.explain([], vocabulary.encode("<think>\nabc"), policy)
     assert "was due, but" in beyond.violations[0].what, "a cap that is not kept is no matter of taste"

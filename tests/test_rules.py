@@ -1046,6 +1046,32 @@ def test_rule_19_what_is_optional_is_skipped_where_it_cannot_be():
     assert guard.row.decide().kind == EDIT, "white space behind the end is optional too"
 
 
+def test_rule_19_without_a_budget_the_white_space_behind_the_start_is_optional_too():
+    """A word was thought where none was allowed: `<think>b</think>`."""
+    names = ["<think>", "</think>"]
+    for policy in ({"max_thinking_tokens": 0}, {"max_thinking_tokens": 0, "close_message": "hm."}, {"opening": "forbid"}):
+        guard = Guarded(added=names, prompt=["<assistant>"], **policy)
+        assert guard.forced(1) == "<think>"
+        assert without(guard, "\n", "\n\n", b=9) == ("</think>", False), policy
+        assert (guard.phase, guard.count["closed_by"]) == ("answering", 2), "not closed by the model"
+    guard = Guarded(prompt=["<assistant>", "<th", "ink>"], max_thinking_tokens=0)
+    assert without(guard, "\n") == ("</", False), "the first token of several"
+    assert guard.forced() == "think>\n\n"
+    guard = Guarded(added=names, prompt=["<assistant>", "<think>"], max_thinking_tokens=1)
+    assert without(guard, "\n", b=9) == ("b", False), "with a budget the thinking begins"
+
+
+def test_rule_19_what_stands_in_place_of_the_close_does_not_become_a_start():
+    """Where `\\n` could not be, `ba` came behind `a`: the text read `ab`, a start."""
+    format = ThinkFormat(name="t", starts=("ab",), ends=("ba",), open_text="ab", close_text="\nba")
+    guard = Guarded(format, prompt=["<assistant>", "a", "b"], max_thinking_tokens=1).say("a")
+    assert without(guard, "\n", x=9) == ("x", False), "not `b`, which is where the end begins"
+    assert guard.forced() == "ba"
+    guard = Guarded(format, prompt=["<assistant>", "a", "b"], max_thinking_tokens=1).say("x", "a")
+    assert guard.forced() == "\nba", "what is optional, where it is needed"
+    assert not guard.violated
+
+
 def test_rule_19_where_the_end_cannot_be_the_phase_is_still_guarded():
     """`bad_words=["</think>"]` left the row unguarded: EOS in the thinking, or a second start."""
     names = ["<think>", "</think>"]

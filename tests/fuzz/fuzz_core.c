@@ -273,8 +273,10 @@ static int32_t check_step(bytes* in, const world* w, const tg_state* state) {
   int32_t best = -1, could = 0, can = action.kind == TG_FREE;
   for (int32_t t = 0; t < width; t++) can |= tg_allows(&w->program, w->policy, &action, t) && logits[t] > -INFINITY;
   CHECK(done == can || action.kind == TG_FREE);
+  tg_action edit = action;
+  edit.kind = TG_EDIT;
   if (!can && action.kind == TG_FORCE && action.flags & TG_FORCE_AIM && action.aim >= 0 && action.aim < width &&
-      logits[action.aim] > -INFINITY) { /* what is done in place of what cannot be */
+      logits[action.aim] > -INFINITY && tg_allows(&w->program, &w->policy, &edit, action.aim)) { /* in place of it */
     action.token = action.aim;
     done = 1;
   } else if (!can && action.kind != TG_EDIT) {

@@ -544,8 +544,6 @@ cdef class Action:
         cdef c.tg_action edit = self.action
         if edit.kind != c.TG_FORCE and edit.kind != c.TG_ALLOW:
             return self.allows(token)
-        if edit.flags & c.TG_FORCE_AIM and token == edit.aim:
-            return True
         edit.kind = c.TG_EDIT
         return bool(c.tg_allows(&self.policy.tables.program, self.policy.policy, &edit, token))
 
