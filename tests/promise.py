@@ -8,17 +8,20 @@ match. What a token spells is worked out here as well, from the tokenizer's own 
 from __future__ import annotations
 
 import bisect
+import codecs
 import re
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
+from bans import Denied, Watch
 
 from thinkguard import ThinkPolicy, ThinkProgram
 from thinkguard.core._core import StateBatch
 from thinkguard.errors import InputError, PolicyError
 
+WHITE = " \t\n\r\f\v"
 VISIBLE = re.compile(r"[^ \t\n\r\f\v]")
 NUM_SLOTS = 8
 
@@ -88,6 +91,16 @@ class Reading:
             return ""
         return "what there is of the text begins no text with the right structure"
 
+    def complaint_of(self, output, text, *, whole):
+        """`complaint` of an output whose opening, perhaps, another processor did not let the guard write."""
+        policy, denied = output.job.policy, output.denied
+        wrong = self.complaint(text, policy, whole=whole)
+        if wrong and (denied.opening or denied.close):
+            if opening_of(policy) == "forbid" and not self.complaint(text.lstrip(WHITE), policy, whole=whole):
+                return ""
+            return self.complaint(text, denied.allowance(policy), whole=whole)
+        return wrong
+
 
 def opening_of(policy):
     """What opening= comes to: no format here says that its prompts can be without thinking."""
@@ -150,6 +163,24 @@ class Harmony(Reading):
             return ""
         return "what there is of the text begins no text with the right structure"
 
+    def complaint_of(self, output, text, *, whole):
+        """Where a header could not be written, any text without the tokens of other markers may stand in its place."""
+        policy, denied = output.job.policy, output.denied
+        wrong = self.complaint(text, policy, whole=whole)
+        if not wrong or not (denied.opening or denied.header):
+            return wrong
+        body = r"(?:(?!<\|(?:start|channel|message|end|call)\|>)[\s\S])*"
+        header = r"(?:(?!<\|(?:message|end|call)\|>)[\s\S])*"
+        message = rf"{header}<\|message\|>{body}"
+        if text.count("<|channel|>analysis<|message|>") > policy.max_think_blocks:
+            return "too many blocks of reasoning"
+        if not re.fullmatch(rf"(?:{message}<\|end\|>)*(?:{message}|{header})", text):
+            return "the whole text has another structure, whatever stands for its headers"
+        last = text.rsplit("<|end|>", 1)[-1]
+        if whole and not re.match(rf"{header}(?:<\|channel\|>final|to={header})<\|message\|>", last):
+            return "the last message is neither an answer nor a call"
+        return ""
+
 
 @dataclass
 class Output:
@@ -159,6 +190,7 @@ class Output:
     ids: list[int] = field(default_factory=list)
     forced: list[bool] = field(default_factory=list)
     finished: bool = False
+    denied: Denied = field(default_factory=Denied)
 
 
 @dataclass
@@ -171,6 +203,7 @@ class Job:
     stop: int = 80  # tokens, where the guard does not know a limit
     prompt: tuple[int, ...] = ()
     before: bytes = b""  # text of the assistant's turn that the prompt holds
+    bans: tuple = ()  # what another processor bans before the guard sees a row
 
 
 @cache
@@ -315,6 +348,8 @@ class Bench:
                 except (InputError, PolicyError):
                     continue  # a limit that cannot hold what is asked for, or a message that spells a marker
                 job.taste.begin(self, rng)
+                for ban in job.bans:
+                    ban.begin(self, job, rng)
                 slots.append((Output(job), row, job.max_tokens or job.stop))
             if not slots:
                 break
@@ -322,17 +357,29 @@ class Bench:
             full = True
             while full:
                 work = logits[: len(slots)]
-                for at, (output, _, _) in enumerate(slots):
+                watched = {}
+                for at, (output, row, _) in enumerate(slots):
                     np.copyto(work[at], self.base[rng.randrange(len(self.base))])
                     output.job.taste.bend(self, work[at], output, rng)
+                    if output.job.bans:
+                        action, phase = row.decide(), row.phase
+                        for ban in output.job.bans:
+                            ban.ban(self, work[at], output, action, rng)
+                        watched[at] = Watch(action, phase, work[at])
                 left_alone = self.program.apply(batch, work)
-                assert left_alone == 0, "a row of finite logits was left as it was"
                 tokens = work.argmax(axis=1)
-                best = work[np.arange(len(slots)), tokens]
-                assert (best > -np.inf).all(), "nothing finite was left"
                 forced = np.isneginf(work[:, self.words]).sum(axis=1) >= len(self.words) - 1
+                for at, watch in watched.items():
+                    tokens[at], forced[at] = watch.read(work[at], slots[at][0].denied, self.words)
+                told = sum(watch.is_told for watch in watched.values())
+                assert left_alone == told, "apply counts other rows than those in which what was due could not be sampled"
+                best = [work[at, token] for at, token in enumerate(tokens) if not slots[at][0].denied.stopped]
+                assert all(value > -np.inf for value in best), "nothing finite was left"
                 for at, (output, _, limit) in enumerate(slots):
                     token = int(tokens[at])
+                    if output.denied.stopped:
+                        full = False
+                        continue
                     output.ids.append(token)
                     output.forced.append(bool(forced[at]))
                     output.finished = token in self.eos
@@ -340,11 +387,15 @@ class Bench:
                     output.job.taste.took(self, token, bool(forced[at]), rng)
                 batch.advance(tokens)
                 self.num_sampled += len(slots)
-            outputs += [s[0] for s in slots if s[0].finished or len(s[0].ids) >= s[2]]
-            slots = [s for s in slots if not s[0].finished and len(s[0].ids) < s[2]]
+            over = [s[0].finished or s[0].denied.stopped or len(s[0].ids) >= s[2] for s in slots]
+            outputs += [s[0] for s, is_over in zip(slots, over, strict=True) if is_over]
+            slots = [s for s, is_over in zip(slots, over, strict=True) if not is_over]
         return outputs
 
     # --- checks ---
+
+    def encode(self, text):
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def decode(self, ids, skip=False):
         return self.tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
@@ -355,17 +406,23 @@ class Bench:
         policy, reading = job.policy, self.reading
         own = ids[:-1] if output.finished else ids
         text = job.before.decode() + self.decode(own)
-        whole = output.finished or job.max_tokens is not None
-        wrong = reading.complaint(text, policy, whole=whole)
+        ends_open = output.denied and isinstance(reading, Harmony)  # in a preamble, or before the answer's header
+        ends_open = ends_open or output.denied.ends_open
+        whole = output.finished or (job.max_tokens is not None and not ends_open)
+        wrong = reading.complaint_of(output, text, whole=whole)
         if wrong:
             return wrong
         if job.max_tokens is not None and len(ids) > job.max_tokens:
             return "longer than max_tokens"
+        if whole and not output.finished and self._is_cut(own):
+            return "the limit cut a character"
+        if whole and not output.finished and policy.markers_in_answer == "ban" and (half := self._half_marker(text)):
+            return f"the text ends in {half!r}"
         if policy.markers_in_answer == "ban":
             skipped = job.before.decode() + self.decode(own, skip=True)
             markers = [m for m in reading.markers if m not in self.added or self.added[m] not in self.special]
             if not isinstance(reading, Harmony) and len(markers) == len(reading.markers):
-                wrong = reading.complaint(skipped, policy, whole=whole)
+                wrong = reading.complaint_of(output, skipped, whole=whole)
                 if wrong:
                     return f"without special tokens, {wrong}"
             else:
@@ -377,6 +434,21 @@ class Bench:
                     return f"a reader by token and a reader by text disagree about {marker!r}"
         return self._counts(output, own)
 
+    def _is_cut(self, own) -> bool:
+        """Whether the text ends inside a character."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(b"".join(self.pieces[token] for token in own if token < self.num_tokens))
+        return bool(decoder.getstate()[0])
+
+    def _half_marker(self, text) -> str:
+        """Two characters or more of a marker in plain text that end a text, and begin no tool call or opener as well."""
+        others = (*self.reading.openers, *self.reading.implicit)
+        for marker in (m for m in self.reading.markers if not any(content in m for content in self.added)):
+            for half in (marker[:length] for length in range(2, len(marker))):
+                if text.endswith(half) and not any(other.startswith(half) for other in others):
+                    return half
+        return ""
+
     def _parts(self, own):
         """The texts between the control tokens of the markers, without special tokens."""
         cuts = [i for i, token in enumerate(own) if token in self.pools["markers"]]
@@ -384,8 +456,7 @@ class Bench:
 
     def _counts(self, output: Output, own) -> str:
         """Count the tokens that were sampled inside the reasoning and behind it."""
-        job, reading = output.job, self.reading
-        policy = job.policy
+        job, reading, policy = output.job, self.reading, output.denied.allowance(output.job.policy)
         if policy.markers_in_answer == "allow":
             return ""
         pieces = [self.pieces[t] if t < self.num_tokens else b"" for t in own]
@@ -413,7 +484,7 @@ class Bench:
             return f"{thinking} tokens of thinking were sampled"
         if opening_of(policy) == "forbid" and thinking:
             return f"{thinking} tokens of thinking were sampled though it is forbidden"
-        if opening_of(policy) == "force" and closed and policy.max_think_blocks == 1 and job.max_tokens is None:
+        if opening_of(policy) == "force" and at and closed and policy.max_think_blocks == 1 and job.max_tokens is None:
             if thinking < policy.min_thinking_tokens and not job.before:
                 return f"only {thinking} tokens of thinking were sampled"
         if isinstance(reading, Harmony) or policy.max_think_blocks > 1 or not closed:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass
 from functools import cache
 
 import pytest
+from bans import draw_bans
 from promise import Bench, Harmony, Job, Output, Reading, Script, Taste, Writer, draw_policy
 
 from thinkguard import ThinkFormat, ThinkPolicy, ThinkProgram
 from thinkguard.errors import FormatError
 
-TOKENS = {"hostile": 10_800, "spelled": 3_000, "characters": 2_500}  # generated for each case, at least
+TOKENS = {"hostile": 10_800, "banned": 2_700, "spelled": 3_000, "characters": 2_500}  # generated for each case, at least
 THINK = Reading()
 TIGHT = Reading(implicit=("<function_calls>",), space=b"")
 R1 = Reading(implicit=("<｜tool▁calls▁begin｜>",))
@@ -101,6 +103,34 @@ def test_hostile_logits(bench):
         ]
         verify(bench, bench.generate(jobs, rng), "hostile logits")
     print(f"{bench.name}: {bench.num_sampled - before} tokens of hostile logits")
+
+
+def test_another_processor_bans_what_is_forced(bench, own_template):
+    """What `bad_words`, `allowed_token_ids` and `no_repeat_ngram_size` do; bans.py says what an output promises then."""
+    rng = random.Random(f"bans {bench.name}")
+    before, seen = bench.num_sampled, Counter()
+    opened = bench.reading.starts[0].encode() if own_template else b""
+    prompts = [tuple(prompt_ids(bench, f"{typed}\n" * 2)) for typed in TYPED]  # pairs of tokens that are due
+    while bench.num_sampled - before < TOKENS["banned"]:
+        jobs = []
+        for name in rng.sample([*Taste.MIXES] * 3, 3 * len(Taste.MIXES)):
+            prompt, given = (), {}
+            if rng.random() < 0.2:
+                prompt, given = rng.choice(prompts), {"opening": rng.choice(["force", "allow"])}
+            taste, policy, start = Taste(name, rng.choice([1, 1, 0.7])), draw_policy(rng, **given), opened if prompt else b""
+            jobs.append(Job(policy, taste, limit(rng), rng.randrange(20, 90), prompt, start, draw_bans(rng)))
+        outputs = bench.generate(jobs, rng)
+        verify(bench, outputs, "other processors' bans")
+        for output in outputs:
+            job, denied = output.job, output.denied
+            seen.update(name for name, count in asdict(denied).items() if count)
+            if not denied and job.policy.markers_in_answer == "ban":
+                trace = bench.program.explain(job.prompt, output.ids, job.policy, max_tokens=job.max_tokens)
+                assert (trace.skipped, trace.violations) == ((), ()), trace
+                seen["none"] += 1
+    print(f"{bench.name}: {bench.num_sampled - before} tokens under other processors' bans, {dict(seen)}")
+    assert min(seen[name] for name in ("none", "opening", "close")) > 0
+    assert seen["stopped"] < seen.total() / 10
 
 
 def spelled_markers(bench):
