@@ -210,16 +210,16 @@ def test_rule_08_in_a_paired_format_room_is_left_for_the_longest_end():
     assert 90 - guard.count["length"] == 5 + 1
 
 
-def test_rule_19_in_a_paired_format_a_start_drops_what_is_left_of_the_other_close():
-    """The first token of a close made a start out of what another processor wrote, and went on in the other's close."""
+def test_rule_19_in_a_paired_format_a_close_makes_no_start_of_what_stands_before_it():
+    """The first token of a close made the other start out of what another processor wrote."""
     format = ThinkFormat(
         name="mine", starts=("<a>", "x<"), ends=("<b>", "]"), paired=True, open_text="<a>", close_text="\n<b>"
     )
     guard = Guarded(format, pieces=BYTES, prompt=["<assistant>", *"<a>"], max_thinking_tokens=1).say("a")
     assert guard.phase == "closing"
     guard.say("x")
-    assert guard.forced() == "<\n]"
-    assert (guard.phase, guard.count["pair"]) == ("answering", 1)
+    assert guard.forced() == "\n<b>"
+    assert (guard.phase, guard.count["pair"]) == ("answering", 0)
 
 
 def test_rule_02_in_a_paired_format_the_tokens_of_other_ends_are_banned():
