@@ -239,7 +239,7 @@ static int follow_marker(const tg_program* program, const tg_policy* policy, tg_
         begin_header(state, TG_BODY_NONE);
       else {
         begin_answer(state, TG_BODY_FINAL, event->tail_visible);
-        if (thinking || was == TG_BEFORE) begin_prefix(program, policy, state, event);
+        if ((thinking || was == TG_BEFORE) && state->seq != TG_SEQ_OFF) begin_prefix(program, policy, state, event);
       }
       return 1;
     case TG_ANSWER:
@@ -331,7 +331,7 @@ static void account(const tg_program* program, const tg_policy* policy, tg_state
   const tg_node* nodes = program->nodes + tg_node_at(program, state, 0);
   int32_t node_before = state->node, tail_before = state->tail;
   int forced = state->seq && next_in_sequence(program, policy, state) == token;
-  int prefix = forced && state->seq == TG_SEQ_PREFIX;
+  int prefix = forced && (state->seq == TG_SEQ_PREFIX || state->seq == TG_SEQ_OFF); /* the latter ends in one */
   state->flags &= ~(TG_STATE_LOOP | TG_STATE_VIOLATION | TG_STATE_FORCED);
   if (forced) {
     state->flags |= TG_STATE_FORCED;
@@ -520,7 +520,9 @@ void tg_end_prompt(const tg_program* program, const tg_policy* policy, int32_t r
     tg_begin_prompt(program, policy, state->limit, state, NULL);
   } else if (state->phase == TG_ANSWERING || state->phase == TG_HEADING) {
     if (state->closed_by != TG_BY_NONE) state->closed_by = TG_BY_PROMPT;
-    if (state->seq == TG_SEQ_PREFIX) state->seq = state->pos = 0; /* of answers that the prompt has begun it says nothing */
+    int32_t length, off = state->seq == TG_SEQ_OFF; /* the latter ends in a prefix, if there is one */
+    sequence(program, policy, state->pair, TG_SEQ_PREFIX, &length);
+    if (length && (off || state->seq == TG_SEQ_PREFIX)) state->seq = state->pos = 0; /* the prompt has begun the answer */
   }
   state->answer = 0; /* max_answer_tokens is about what is sampled */
 }

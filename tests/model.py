@@ -108,7 +108,8 @@ class Model:
         self.end_space = format.close_text.split(format.ends[0])[1]
         self.open = self.spell_before_text(self.symbols(format.open_text))
         self.closes_line = not policy.close_message and format.close_text.startswith("\n")
-        self.off = self.spell_before_text(self.symbols(format.off_text or format.open_text + format.close_text))
+        off_text = format.off_text or format.open_text + format.close_text
+        self.off = self.spell_before_text(self.symbols(off_text))
         message = policy.extend_message or ""
         words = message.lstrip(" \t\n\r\f\v")
         self.lead = message[: message.rfind("\n", 0, len(message) - len(words)) + 1] if words else ""  # rule 18
@@ -117,6 +118,9 @@ class Model:
         lead = policy.answer_prefix[: len(policy.answer_prefix) - len(policy.answer_prefix.lstrip(" \t\n\r\f\v"))]
         twice = next(n for n in range(len(lead), -1, -1) if behind.endswith(lead[:n]))
         self.prefix = self.spell(self.symbols(behind + policy.answer_prefix[twice:])) if policy.answer_prefix else []
+        if policy.answer_prefix:
+            twice = next(n for n in range(len(lead), -1, -1) if off_text.endswith(lead[:n]))
+            self.off = self.spell(self.symbols(off_text + policy.answer_prefix[twice:]))
         self.newline = next(iter(self.line_breaks()), None)
         marks = [symbols for symbols, kind, spelled in self.markers if kind == "end" and self.is_mark(symbols, spelled)]
         self.marks = {symbols[0] for symbols in marks}
@@ -295,7 +299,7 @@ class Model:
         self.length = self.header_count = 0
         self.space, self.closed_by, self.body, self.history = None, "none", "none", []
         self.pair = 0
-        self.markup = self.paragraph = self.spoken = self.is_bare = self.in_prefix = self.in_close = False
+        self.markup = self.paragraph = self.spoken = self.is_bare = self.in_prefix = self.in_close = self.in_off = False
 
     def says_on(self, prompt_ids):
         """Rule 10: whether a prompt holds a text that says that thinking is on."""
@@ -327,7 +331,7 @@ class Model:
             self.settle()
         elif self.phase in ("answering", "heading") and self.closed_by != "none":
             self.closed_by = "prompt"
-            if self.in_prefix:
+            if self.in_prefix or (self.in_off and self.prefix):
                 self.seq, self.pos = [], 0
         self.answer = 0  # max_answer_tokens is about what is sampled
         return self
@@ -369,7 +373,7 @@ class Model:
 
     def account(self, token, is_over):
         self.loop = self.violation = self.forced = False
-        in_prefix = bool(self.seq) and self.in_prefix
+        in_prefix, in_off = bool(self.seq) and self.in_prefix, bool(self.seq) and self.in_off
         if self.seq and self.seq[self.pos] == token:
             self.forced = True
             self.pos += 1
@@ -427,7 +431,7 @@ class Model:
                 visible = True
             self.markup |= self.shows_markup(before, token)
             self.paragraph |= visible and raw_before.endswith(b"\n\n") and self.visible > 0  # 20a
-            said = in_prefix and self.forced
+            said = (in_prefix or in_off) and self.forced
             self.visible += visible and not said
             self.answer += not self.forced
             self.blank = 0 if visible and not said else self.blank + (not self.forced)
@@ -457,7 +461,7 @@ class Model:
                 self.begin_header("none")
             else:
                 self.begin_answer("final", tail_visible)
-                if was != "answering":
+                if was != "answering" and not (self.seq and self.in_off):  # which ends in the prefix by itself
                     self.begin_prefix(token, found)
         elif kind == "answer":
             if thinking or (was == "answering" and self.is_channel):
@@ -499,7 +503,7 @@ class Model:
 
     def begin(self, seq, pos=0):
         self.seq, self.pos = (list(seq), pos) if pos < len(seq) else ([], 0)
-        self.in_prefix = self.in_close = False
+        self.in_prefix = self.in_close = self.in_off = False
 
     def begin_prefix(self, token, found):
         """Rule 19: what is said behind an end marker."""
@@ -674,6 +678,7 @@ class Model:
         reach = self.reachable(self.text)
         if self.phase == "before" and self.opening_due():
             self.begin(self.opening_due())
+            self.in_off = self.opening == "forbid"
         elif self.phase == "before" and self.is_channel and not reach:
             self.begin(self.channel)
         elif self.phase == "heading" and self.body == "none" and not self.header_count and not reach:

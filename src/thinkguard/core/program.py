@@ -52,6 +52,13 @@ def _fields_of(policy: ThinkPolicy) -> dict[str, int | float]:
     return {name: NO_LIMIT if value is None else value for name, value in fields.items()} | choices
 
 
+def _joined(behind: str, prefix: str) -> str:
+    """A prefix behind a text; white space that it begins with and the text ends in is written once."""
+    lead = prefix[: len(prefix) - len(prefix.lstrip(" \t\n\r\f\v"))]
+    twice = next((length for length in range(len(lead), 0, -1) if behind.endswith(lead[:length])), 0)
+    return behind + prefix[twice:]
+
+
 class ThinkProgram:
     """A format x vocabulary, compiled: immutable, shared between threads, picklable.
 
@@ -144,6 +151,7 @@ class ThinkProgram:
             closes, off, bares = tuple(map(self._bare, closes)), self._bare(off), tuple(map(self._bare, bares))
         extend, lead = self._extension(policy.extend_message or "")
         prefix, space = self._prefix(policy.answer_prefix)
+        off = self._off(policy.answer_prefix) if prefix else off
         scalars = self._compiled.scalars
         longest = max(*map(len, closes), scalars["longest_finish"], scalars["longest_call"]) + len(prefix)
         fields = _fields_of(policy) | {"opening": self._opening(policy), "longest_close": longest} | lead
@@ -210,9 +218,7 @@ class ThinkProgram:
         if not self._message("answer_prefix", prefix):
             return [], 0
         behind = "" if self.format.channel else self.format.close_text.rpartition(self.format.ends[0])[2]
-        lead = prefix[: len(prefix) - len(prefix.lstrip(" \t\n\r\f\v"))]
-        twice = next((length for length in range(len(lead), 0, -1) if behind.endswith(lead[:length])), 0)
-        token_ids = self.vocabulary.encode(behind + prefix[twice:])
+        token_ids = self.vocabulary.encode(_joined(behind, prefix))
         wanted = self._kinds_of(self.vocabulary.encode(behind)) if behind else 0
         if self._kinds_of(token_ids) != wanted or self.tables.kinds_on_the_way(np.array(token_ids, np.int32)) & ~wanted:
             raise PolicyError(
@@ -222,6 +228,20 @@ class ThinkProgram:
         ends = accumulate(len(self.vocabulary.token_bytes(token_id)) for token_id in token_ids)
         space = len(behind) - len(behind.lstrip(" \t\n\r\f\v"))
         return token_ids, sum(end <= space for end in ends)
+
+    def _off(self, prefix: str) -> list[int]:
+        """The thinking-off text with the answer's prefix behind it."""
+        token_ids = self.vocabulary.encode(_joined(self._off_text, prefix))
+        if self._kinds_of(token_ids) != self._kinds_of(self._compiled.off):
+            raise PolicyError(
+                f"answer_prefix={prefix!r} could complete a marker together with {self._off_text!r}, which format "
+                f"{self.format.name!r} writes where thinking is off: reword its beginning"
+            )
+        return token_ids
+
+    @property
+    def _off_text(self) -> str:
+        return self.format.off_text or self.format.open_text + self.format.close_text
 
     def _extension(self, message: str) -> tuple[list[int], dict[str, Any]]:
         """The extension's words, and the line breaks in front of them as tg_policy has them.
@@ -348,7 +368,6 @@ class ThinkProgram:
             opens = self.tables.scalars["header_tokens"]
         elif phase == Phase.BEFORE:
             opens = len(state.policy.sequence(Seq.OPEN if is_forced else Seq.OFF))
-            opens += 0 if is_forced else len(state.policy.sequence(Seq.PREFIX))
         if phase in (Phase.THINKING, Phase.CLOSING) or (phase == Phase.BEFORE and is_forced):
             closes = state.policy.close_room - policy.min_answer_tokens
         needed = opens + closes + policy.min_answer_tokens
