@@ -145,18 +145,21 @@ static int32_t decide_header(const tg_program* program, const tg_policy* policy,
   }
   action->forbidden |= TG_BODY;
   if (state->seq) return -1; /* is forced anyway */
-  int32_t only = -1, count = 0;
+  int32_t only = -1, count = 0, longest = -1;
   for (int32_t i = program->mark_offset[action->node]; i < program->mark_offset[action->node + 1]; i++) {
     if (!tg_mark_allowed(program->mark_mask[i], legal)) continue;
-    only = program->mark_token[i];
+    int32_t length = (int32_t)(tg_info(program, program->mark_token[i]) >> 8 & 0xFF);
+    if (length > longest) only = program->mark_token[i];
+    if (length > longest) longest = length;
     count++;
   }
-  if (count > 1) {
+  /* A name that is spelled letter by letter takes more room than it was given: near the limit the longest token is next. */
+  if (count > 1 && room > 2 * program->header_tokens + policy->min_answer_tokens + 2) {
     action->kind = TG_ALLOW;
     action->allowed = legal;
     return -1;
   }
-  if (count == 1) return only;
+  if (count) return only;
   int32_t length;
   return sequence(program, policy, state->pair, program->header_seq, &length)[0];
 }

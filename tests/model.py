@@ -844,6 +844,8 @@ class Model:
             if legal != {"tool"} and room <= self.header_tokens + HEADER_PATIENCE + self.policy.min_answer_tokens + 2:
                 legal.discard("tool")
         allowed = [t for t in range(self.vocabulary.num_tokens) if self.goes_towards(t, legal, bool(reach))]
+        if len(allowed) > 1 and room <= 2 * self.header_tokens + self.policy.min_answer_tokens + 2:
+            allowed = [max(allowed, key=lambda token: (len(self.bytes_of(token)), -token))]  # a name takes no more tokens
         if len(allowed) > 1:
             return None, set(allowed), edit
         return allowed[0] if allowed else self.header[0], None, edit
