@@ -60,7 +60,7 @@ class Walk:
             assert banned == 0
             return
         assert self.states.states[0].thinking_tokens == self.steps + thinking
-        assert banned == ROWS * (2 if "<think>" in added else 1)
+        assert banned == ROWS * (3 if "<think>" in added else 2)  # EOS, what begins a turn, and a start that is a token
         assert np.isneginf(self.logits[:, added["<|im_end|>"]]).all()
 
 
@@ -129,11 +129,11 @@ def scalar_writes(walk: Walk, folder: Path) -> Callable[[int], None]:
     subprocess.run(["cc", "-O3", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     touch = ctypes.CDLL(str(library)).touch
     added = walk.program.vocabulary.added
-    eos, start, end = added["<|im_end|>"], added["<think>"], added["</think>"]
-    reads, writes = np.array([end, eos], np.int32), np.array([end, eos, start], np.int32)
+    eos, turn, start, end = (added[name] for name in ("<|im_end|>", "<|im_start|>", "<think>", "</think>"))
+    reads, writes = np.array([end, eos], np.int32), np.array([end, eos, turn, start], np.int32)
     arguments = (
         ctypes.c_void_p(walk.address), ctypes.c_int64(ROWS), ctypes.c_int64(walk.width),
-        ctypes.c_void_p(reads.ctypes.data), ctypes.c_int32(2), ctypes.c_void_p(writes.ctypes.data), ctypes.c_int32(3),
+        ctypes.c_void_p(reads.ctypes.data), ctypes.c_int32(2), ctypes.c_void_p(writes.ctypes.data), ctypes.c_int32(4),
     )  # fmt: skip
 
     def many(number: int) -> None:

@@ -184,8 +184,8 @@ def generate_steps(tables: DeviceProgram, sizes: Sizes) -> tuple[Action, Action]
 
 
 def check_thinking(tables: DeviceProgram, logits: torch.Tensor) -> None:
-    """In the thinking no row can end, or think anew; all else it can say."""
+    """In the thinking no row can end, begin a turn, or think anew; all else it can say."""
     added = tables.program.vocabulary.added
-    banned = [added["<|im_end|>"], added["<think>"]]
+    banned = [added["<|im_end|>"], added["<|im_start|>"], added["<think>"]]
     assert (logits[:, banned] == -torch.inf).all()
     assert logits.isneginf().sum() == len(banned) * len(logits)
