@@ -149,9 +149,11 @@ static int32_t decide_header(const tg_program* program, const tg_policy* policy,
   for (int32_t i = program->mark_offset[action->node]; i < program->mark_offset[action->node + 1]; i++) {
     if (!tg_mark_allowed(program->mark_mask[i], legal)) continue;
     int32_t length = (int32_t)(tg_info(program, program->mark_token[i]) >> 8 & 0xFF);
-    if (length > longest) only = program->mark_token[i];
-    if (length > longest) longest = length;
     count++;
+    if (length > longest) {
+      longest = length;
+      only = program->mark_token[i];
+    }
   }
   /* A name that is spelled letter by letter takes more room than it was given: near the limit the longest token is next. */
   if (count > 1 && room > 2 * program->header_tokens + policy->min_answer_tokens + 2) {

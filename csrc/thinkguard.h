@@ -105,7 +105,7 @@ enum {
   TG_SEQ_NONE = 0,
   TG_SEQ_OPEN = 1,   /* start marker and its canonical white space */
   TG_SEQ_CLOSE = 2,  /* close message, canonical white space, end marker, canonical white space */
-  TG_SEQ_OFF = 3,    /* the family's thinking-off text */
+  TG_SEQ_OFF = 3,    /* the family's thinking-off text, and the answer's prefix */
   TG_SEQ_EXTEND = 4, /* the extension's message */
   TG_SEQ_BARE = 5,   /* of the close, the end marker and what is behind it */
   TG_SEQ_PREFIX = 6, /* canonical text behind the end marker and the answer's prefix */
