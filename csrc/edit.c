@@ -57,13 +57,14 @@ static uint16_t to_bfloat16(float value) {
   return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
 
-static float read_logit(const logits_row* row, int32_t token) {
+static TG_OUT_OF_LINE float from_two_bytes(tg_dtype dtype, uint16_t bits) {
+  return dtype == TG_FLOAT16 ? from_half(bits) : from_bits((uint32_t)bits << 16);
+}
+
+static inline float read_logit(const logits_row* row, int32_t token) {
   int64_t at = (int64_t)token * row->stride;
-  switch (row->dtype) {
-    case TG_FLOAT16: return from_half(((const uint16_t*)row->data)[at]);
-    case TG_BFLOAT16: return from_bits((uint32_t)((const uint16_t*)row->data)[at] << 16);
-    default: return ((const float*)row->data)[at];
-  }
+  if (row->dtype == TG_FLOAT32) return ((const float*)row->data)[at];
+  return from_two_bytes(row->dtype, ((const uint16_t*)row->data)[at]);
 }
 
 static void write_logit(const logits_row* row, int32_t token, float value) {
@@ -75,9 +76,17 @@ static void write_logit(const logits_row* row, int32_t token, float value) {
   }
 }
 
+/* -inf in two bytes. */
+static uint16_t lowest_of(const logits_row* row) { return row->dtype == TG_FLOAT16 ? 0xFC00 : 0xFF80; }
+
 /* To be called by one lane for each token. */
 static void ban(const logits_row* row, int32_t token) {
-  if (token < row->width) write_logit(row, token, -INFINITY);
+  if (token >= row->width) return;
+  int64_t at = (int64_t)token * row->stride;
+  if (row->dtype == TG_FLOAT32)
+    ((float*)row->data)[at] = -INFINITY;
+  else
+    ((uint16_t*)row->data)[at] = lowest_of(row);
 }
 
 /* Ban tokens [from, to). */
@@ -86,7 +95,7 @@ static void ban_range(const logits_row* row, int32_t from, int32_t to) {
     float* logits = (float*)row->data;
     TG_EACH(token, from, to) logits[(int64_t)token * row->stride] = -INFINITY;
   } else {
-    uint16_t *logits = (uint16_t*)row->data, lowest = row->dtype == TG_FLOAT16 ? 0xFC00 : 0xFF80;
+    uint16_t *logits = (uint16_t*)row->data, lowest = lowest_of(row);
     TG_EACH(token, from, to) logits[(int64_t)token * row->stride] = lowest;
   }
 }
@@ -130,19 +139,25 @@ static int eos_is_banned(const tg_program* program, const tg_action* action, int
   return ends_call ? (action->flags & TG_NOT_CALL_END) != 0 : (action->flags & TG_ONLY_CALL_END) != 0;
 }
 
-int32_t tg_allows(const tg_program* program, const tg_policy* policy, const tg_action* action, int32_t token) {
-  if (token < 0) return 0;
-  if (action->kind == TG_FREE) return 1;
-  if (action->kind == TG_FORCE) return token == action->token;
-  uint32_t mark = mark_of(program, action->node, token);
-  if (action->kind == TG_ALLOW) return tg_mark_allowed(mark, action->allowed);
+/* Whether the edit of a row leaves a token's logit alone, or raises it. */
+static int is_left(const tg_program* program, const tg_policy* policy, const tg_action* action, int32_t token) {
   if (tg_is_eos(policy, token)) return !eos_is_banned(program, action, token);
-  uint32_t info = tg_info(program, token);
+  uint32_t info = tg_info(program, token), mark = mark_of(program, action->node, token);
   if (tg_mark_banned(mark, action->forbidden) || mark & (uint32_t)action->moved) return 0;
   if (action->flags & TG_BAN_INERT && info & TG_INERT) return 0;
   if (action->flags & TG_BAN_BLANK && !(info & TG_VISIBLE)) return 0;
   if (action->cut && missing_after(info, action->pending) >= action->cut) return 0;
   return !(action->flags & TG_BAN_NEVER && is_never(program, token));
+}
+
+int32_t tg_allows(const tg_program* program, const tg_policy* policy, const tg_action* action, int32_t token) {
+  if (token < 0) return 0;
+  switch (action->kind) {
+    case TG_FREE: return 1;
+    case TG_FORCE: return token == action->token;
+    case TG_ALLOW: return tg_mark_allowed(mark_of(program, action->node, token), action->allowed);
+    default: return is_left(program, policy, action, token);
+  }
 }
 
 /* --- carrying it out --- */
@@ -174,18 +189,34 @@ static void ban_cut(const logits_row* row, const tg_program* program, const tg_p
   ban_beyond(row, program, policy);
 }
 
-static void ban_all(const logits_row* row, const tg_program* program, const tg_policy* policy, const tg_action* action) {
-  TG_EACH(i, 0, policy->num_eos)
-  if (eos_is_banned(program, action, policy->eos[i])) ban(row, policy->eos[i]);
+/* Ban what the step forbids. Returns the largest logit that is moved to the target, -inf: none of them can be sampled. */
+static float ban_all(const logits_row* row, const tg_program* program, const tg_policy* policy, const tg_action* action) {
+  float largest = -INFINITY;
+  if (action->flags & TG_MOVE_EOS) {
+    TG_EACH(i, 0, policy->num_eos) {
+      float value = policy->eos[i] < row->width ? read_logit(row, policy->eos[i]) : -INFINITY;
+      if (value > largest) largest = value;
+    }
+    tg_meet(); /* before one of them is banned as a mark */
+  }
+  int spares_eos = !(action->flags & (TG_BAN_EOS | TG_MOVE_EOS));
   uint32_t moved = (uint32_t)action->moved;
-  if (program->nodes[action->node].marks & (action->forbidden | (int32_t)moved)) {
-    int32_t begin = first_mark(program, action->node, action->forbidden | (int32_t)moved);
-    TG_EACH(i, begin, program->mark_offset[action->node + 1]) {
+  int32_t kinds = action->forbidden | action->moved;
+  if (program->nodes[action->node].marks & kinds) {
+    TG_EACH(i, first_mark(program, action->node, kinds), program->mark_offset[action->node + 1]) {
       uint32_t mask = program->mark_mask[i];
-      if ((tg_mark_banned(mask, action->forbidden) || mask & moved) && !tg_is_eos(policy, program->mark_token[i]))
-        ban(row, program->mark_token[i]);
+      if (!tg_mark_banned(mask, action->forbidden) && !(mask & moved)) continue;
+      int32_t token = program->mark_token[i];
+      if (mask & moved && token < row->width) {
+        float value = read_logit(row, token);
+        if (value > largest) largest = value;
+      }
+      if (!spares_eos || !tg_is_eos(policy, token)) ban(row, token);
     }
   }
+  largest = tg_largest(largest);
+  TG_EACH(i, 0, policy->num_eos)
+  if (eos_is_banned(program, action, policy->eos[i])) ban(row, policy->eos[i]);
   tg_meet();
   if (action->flags & TG_BAN_NEVER) ban_list(row, policy, program->never, program->num_never);
   if (action->flags & TG_BAN_BLANK)
@@ -194,46 +225,25 @@ static void ban_all(const logits_row* row, const tg_program* program, const tg_p
     ban_list(row, policy, program->inert, program->num_inert);
   if (action->flags & (TG_BAN_BLANK | TG_BAN_INERT)) ban_beyond(row, program, policy);
   if (action->cut) ban_cut(row, program, policy, action);
+  return largest;
 }
 
-/* The largest logit among the tokens that are moved to the target, -inf: none of them can be sampled. */
-static float largest_moved(const logits_row* row, const tg_program* program, const tg_policy* policy,
-                           const tg_action* action) {
-  float largest = -INFINITY;
-  if (action->flags & TG_MOVE_EOS) {
-    for (int32_t i = 0; i < policy->num_eos; i++) {
-      float value = policy->eos[i] < row->width ? read_logit(row, policy->eos[i]) : -INFINITY;
-      if (value > largest) largest = value;
-    }
-  }
-  uint32_t moved = (uint32_t)action->moved;
-  if (!(program->nodes[action->node].marks & (int32_t)moved)) return largest;
-  TG_EACH(i, first_mark(program, action->node, (int32_t)moved), program->mark_offset[action->node + 1]) {
-    if (!(program->mark_mask[i] & moved) || program->mark_token[i] >= row->width) continue;
-    float value = read_logit(row, program->mark_token[i]);
-    if (value > largest) largest = value;
-  }
-  return tg_largest(largest);
-}
-
-static int32_t apply_edit(const logits_row* row, const tg_program* program, const tg_policy* policy,
-                          const tg_action* action) {
-  int survives =
-      action->token >= 0 && can_be_sampled(row, action->token) && tg_allows(program, policy, action, action->token);
-  if (survives) {
-    float target = read_logit(row, action->token), moved = largest_moved(row, program, policy, action);
-    float larger = moved > target ? moved : target, value = larger + action->bias;
-    if (row->dtype == TG_FLOAT16 && larger <= MAX_HALF && value > MAX_HALF) value = MAX_HALF; /* inf breaks a softmax */
-    tg_meet();                                                                                /* all have read the target */
-    TG_ALONE if (value != target) write_logit(row, action->token, value);
-  }
+static TG_OUT_OF_LINE int32_t apply_edit(const logits_row* row, const tg_program* program, const tg_policy* policy,
+                                         const tg_action* action) {
+  int aims = action->token >= 0 && can_be_sampled(row, action->token) && is_left(program, policy, action, action->token);
+  int survives = aims;
   for (int32_t first = 0; !survives && first < row->width; first += TG_LANES) {
     int32_t token = first + TG_LANE;
-    survives = tg_any(can_be_sampled(row, token) && tg_allows(program, policy, action, token));
+    survives = tg_any(can_be_sampled(row, token) && is_left(program, policy, action, token));
   }
   if (!survives) return 0;
-  tg_meet();
-  ban_all(row, program, policy, action);
+  float target = aims ? read_logit(row, action->token) : 0.0f;
+  tg_meet(); /* all have looked before one of them bans or writes */
+  float moved = ban_all(row, program, policy, action);
+  if (!aims) return 1;
+  float larger = moved > target ? moved : target, value = larger + action->bias;
+  if (row->dtype == TG_FLOAT16 && larger <= MAX_HALF && value > MAX_HALF) value = MAX_HALF; /* inf breaks a softmax */
+  TG_ALONE if (value != target) write_logit(row, action->token, value);
   return 1;
 }
 
@@ -245,8 +255,8 @@ static tg_action edit_in_place(const tg_action* action, int32_t aim) {
   return edit;
 }
 
-static int32_t apply_force(const logits_row* row, const tg_program* program, const tg_policy* policy,
-                           const tg_action* action) {
+static TG_OUT_OF_LINE int32_t apply_force(const logits_row* row, const tg_program* program, const tg_policy* policy,
+                                          const tg_action* action) {
   int32_t token = action->token;
   int can = can_be_sampled(row, token);
   tg_action edit = edit_in_place(action, action->aim);
@@ -265,8 +275,8 @@ static int32_t apply_force(const logits_row* row, const tg_program* program, con
   return token == action->token;
 }
 
-static int32_t apply_allow(const logits_row* row, const tg_program* program, const tg_policy* policy,
-                           const tg_action* action) {
+static TG_OUT_OF_LINE int32_t apply_allow(const logits_row* row, const tg_program* program, const tg_policy* policy,
+                                          const tg_action* action) {
   int32_t begin = program->mark_offset[action->node], end = program->mark_offset[action->node + 1];
   int survives = 0;
   for (int32_t first = begin; first < end && !survives; first += TG_LANES) {
@@ -290,40 +300,32 @@ static int32_t apply_allow(const logits_row* row, const tg_program* program, con
   return 1;
 }
 
-static TG_OUT_OF_LINE int32_t carry_out(const tg_program* program, const tg_policy* policy, const tg_action* action,
-                                        const logits_row* row) {
-  switch (action->kind) {
-    case TG_FORCE: return apply_force(row, program, policy, action);
-    case TG_ALLOW: return apply_allow(row, program, policy, action);
-    default: return apply_edit(row, program, policy, action);
-  }
+typedef struct {
+  const char* data;
+  int64_t stride; /* bytes */
+  int32_t width;
+} logits_bytes;
+
+static inline void prefetch_logit(const logits_bytes* row, int32_t token) {
+  if ((uint32_t)token < (uint32_t)row->width) TG_PREFETCH(row->data + token * row->stride);
 }
 
-static void prefetch_logit(const logits_row* row, int32_t token) {
-  int64_t item = row->dtype == TG_FLOAT32 ? 4 : 2;
-  if (token >= 0 && token < row->width) TG_PREFETCH((const char*)row->data + (int64_t)token * row->stride * item);
-}
-
-/* At most this many logits of one list: beyond, prefetches would push each other out. */
+/* Of so many tokens of a list at most: beyond, prefetches would push each other out. */
 #define MOST_PREFETCHED 16
 
 void tg_prefetch(const tg_program* program, const tg_policy* policy, const tg_action* action, const void* logits,
                  tg_dtype dtype, int64_t stride, int32_t width) {
   if (action->kind != TG_EDIT) return;
-  logits_row row = {(void*)(uintptr_t)logits, dtype, stride, width};
+  logits_bytes row = {(const char*)logits, stride * (dtype == TG_FLOAT32 ? 4 : 2), width};
   prefetch_logit(&row, action->token);
   if (action->flags & (TG_BAN_EOS | TG_MOVE_EOS | TG_ONLY_CALL_END | TG_NOT_CALL_END))
     for (int32_t i = 0; i < policy->num_eos; i++) prefetch_logit(&row, policy->eos[i]);
-  uint32_t moved = (uint32_t)action->moved;
-  if (program->nodes[action->node].marks & (action->forbidden | (int32_t)moved)) {
-    int32_t begin = first_mark(program, action->node, action->forbidden | (int32_t)moved);
-    int32_t end = program->mark_offset[action->node + 1], left = MOST_PREFETCHED;
-    for (int32_t i = begin; i < end && left; i++) {
-      uint32_t mask = program->mark_mask[i];
-      if (!tg_mark_banned(mask, action->forbidden) && !(mask & moved)) continue;
-      prefetch_logit(&row, program->mark_token[i]);
-      left--;
-    }
+  int32_t kinds = action->forbidden | action->moved;
+  if (program->nodes[action->node].marks & kinds) {
+    int32_t begin = first_mark(program, action->node, kinds);
+    int32_t end = program->mark_offset[action->node + 1];
+    if (end > begin + MOST_PREFETCHED) end = begin + MOST_PREFETCHED;
+    for (int32_t i = begin; i < end; i++) prefetch_logit(&row, program->mark_token[i]);
   }
   if (action->flags & TG_BAN_NEVER)
     for (int32_t i = 0; i < program->num_never && i < MOST_PREFETCHED; i++) prefetch_logit(&row, program->never[i]);
@@ -334,5 +336,9 @@ int32_t tg_apply(const tg_program* program, const tg_policy* policy, const tg_ac
   if (action->kind == TG_FREE) return 1;
   TG_ASSERT(action->node >= 0 && action->node < program->num_pairs * program->num_nodes && width >= 0 && stride != 0);
   logits_row row = {logits, dtype, stride, width};
-  return carry_out(program, policy, action, &row);
+  switch (action->kind) {
+    case TG_FORCE: return apply_force(&row, program, policy, action);
+    case TG_ALLOW: return apply_allow(&row, program, policy, action);
+    default: return apply_edit(&row, program, policy, action);
+  }
 }

@@ -21,11 +21,16 @@
 #define TG_OUT_OF_LINE
 #endif
 
-/* Ask for memory that is needed soon; does nothing where the compiler cannot. */
+/* Ask for memory that is needed soon; does nothing where the compiler cannot. gcc takes a function that does this alone for one
+ * without effects and drops its calls, were it not for the empty statement. */
 #if defined(__CUDA_ARCH__) || !(defined(__GNUC__) || defined(__clang__))
 #define TG_PREFETCH(address) ((void)(address))
 #else
-#define TG_PREFETCH(address) __builtin_prefetch(address)
+#define TG_PREFETCH(address)     \
+  do {                           \
+    __builtin_prefetch(address); \
+    __asm__ volatile("");        \
+  } while (0)
 #endif
 
 /* A token's info; ids beyond the tokenizer's vocabulary but inside the logits' width are tokens without text. */
@@ -57,7 +62,7 @@ static inline int32_t tg_find(const int32_t* tokens, int32_t low, int32_t high, 
   int32_t end = high;
   TG_ASSERT(low <= high);
   while (low < high) {
-    int32_t middle = low + (high - low) / 2;
+    int32_t middle = (int32_t)(((uint32_t)low + (uint32_t)high) / 2);
     if (tokens[middle] < token)
       low = middle + 1;
     else
