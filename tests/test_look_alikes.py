@@ -53,5 +53,7 @@ def test_a_trace_names_them_and_what_was_skipped():
     assert (trace.closed_by, trace.violations, trace.well_formed) == ("budget", (), True)
     empty = program.explain([], vocabulary.encode("<think></think>\n\nb") + [256], ThinkPolicy(max_thinking_tokens=0))
     assert (empty.skipped, empty.violations, empty.well_formed) == ((1,), (), True), "the line break of an empty block"
+    bare = program.explain([], vocabulary.encode("<think>a</think>\n\nb") + [256], ThinkPolicy())
+    assert (bare.skipped, bare.violations, bare.well_formed) == ((1,), (), True), "the line break behind a start"
     beyond = program.explain([], vocabulary.encode("<think>\nabc"), policy)
     assert "was due, but" in beyond.violations[0].what, "a cap that is not kept is no matter of taste"

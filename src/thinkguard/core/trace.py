@@ -177,7 +177,8 @@ def _skips(before: dict[str, int], action: Action, state: ThinkState, token_id: 
     if before["phase"] == Phase.CLOSING:
         return bool(token_id == action.as_dict()["aim"])  # the end goes on without what stands before it
     if before["phase"] == Phase.THINKING:
-        return before["seq"] == Seq.EXTEND or state.forced  # or an end behind a start, where nothing may be thought
+        # An extension's message, white space behind a start, or an end behind it, where nothing may be thought.
+        return before["seq"] in (Seq.EXTEND, Seq.OPEN) or state.forced
     return before["phase"] == Phase.ANSWERING and action.token not in state.policy.eos_token_ids
 
 
