@@ -29,6 +29,7 @@ typedef struct {
   int32_t* below;  /* [num_nodes, num_pairs] kinds of the patterns that go on from here */
   int32_t* leaf;
   int32_t* start_chars; /* [num_nodes] characters of the half-written start */
+  int32_t* nearly;      /* [num_nodes, num_pairs] kinds of the markers in plain bytes that lack their last character here */
   tg_event* event;      /* [num_pairs] the one that is being read */
   tg_array events, except_token, except_step, mark_token, mark_mask;
 } builder;
@@ -96,6 +97,7 @@ static tg_status grow_trie(builder* b) {
   b->below = zeros(most * num_pairs, sizeof *b->below);
   b->leaf = zeros(most, sizeof *b->leaf);
   b->start_chars = zeros(most, sizeof *b->start_chars);
+  b->nearly = zeros(most * num_pairs, sizeof *b->nearly);
   tg_lift* lift = b->lift;
   lift->delta = zeros(most * num_symbols, sizeof *lift->delta);
   lift->depth = zeros(most, sizeof *lift->depth);
@@ -108,8 +110,8 @@ static tg_status grow_trie(builder* b) {
   lift->call_chars = zeros(most, sizeof *lift->call_chars);
   lift->nodes = zeros(most * num_pairs, sizeof *lift->nodes);
   if (!b->child || !b->fail || !b->symbol || !b->parent || !b->own || !b->output || !b->below || !b->leaf ||
-      !b->start_chars || !lift->delta || !lift->depth || !lift->end_depth || !lift->end_of || !lift->start_depth ||
-      !lift->start_of || !lift->call_depth || !lift->call_of || !lift->call_chars || !lift->nodes)
+      !b->start_chars || !b->nearly || !lift->delta || !lift->depth || !lift->end_depth || !lift->end_of ||
+      !lift->start_depth || !lift->start_of || !lift->call_depth || !lift->call_of || !lift->call_chars || !lift->nodes)
     return TG_NO_MEMORY;
   lift->num_symbols = (int32_t)num_symbols;
   int32_t num_nodes = 1;
@@ -185,6 +187,48 @@ static int32_t pattern_through(const builder* b, int32_t pair, int32_t node, int
     }
   }
   return -1;
+}
+
+/* Whether a symbol begins what people would not write by chance: ASCII punctuation, or a character of U+2000 to U+2FFF, all of
+ * them punctuation and symbols. */
+static int is_mark(int32_t symbol) {
+  return symbol == 0xE2 || (symbol > ' ' && symbol < 0x7F && !(symbol >= '0' && symbol <= '9') &&
+                            !((symbol | 0x20) >= 'a' && (symbol | 0x20) <= 'z'));
+}
+
+/* Whether another marker begins with the first `length` symbols of this one. */
+static int is_shared(const tg_patterns* patterns, int32_t pattern, int32_t length) {
+  const int32_t* symbols = patterns->symbols + patterns->offsets[pattern];
+  for (int32_t p = 0; p < patterns->num_patterns; p++) {
+    const int32_t* others = patterns->symbols + patterns->offsets[p];
+    int32_t i = 0, num = patterns->offsets[p + 1] - patterns->offsets[p];
+    while (i < length && i < num && others[i] == symbols[i]) i++;
+    if (p != pattern && i == length) return 1;
+  }
+  return 0;
+}
+
+/* Of fewer characters nobody takes a marker without its last one for the whole: "</think", "[THINK". */
+#define LEAST_NEARLY 5
+
+/* Note, at the nodes along a start or end in plain bytes, where nothing but its last character is missing. Only those count that
+ * begin with a mark of punctuation or a symbol, for others are words, and that are the only ones to go on from there. */
+static void measure_nearly(builder* b, int32_t pattern) {
+  const tg_patterns* patterns = b->patterns;
+  const int32_t* symbols = patterns->symbols + patterns->offsets[pattern];
+  int32_t length = patterns->offsets[pattern + 1] - patterns->offsets[pattern], last = length - 1, node = 0, chars = 0;
+  if (!(patterns->kinds[pattern] & (TG_START | TG_END)) || !is_mark(symbols[0])) return;
+  for (int32_t i = 0; i < length; i++)
+    if (symbols[i] >= CONTROL) return;
+  while (last > 0 && is_continuation(symbols[last])) last--;
+  for (int32_t i = 0; i + 1 < length; i++) {
+    node = b->child[(size_t)node * (size_t)b->lift->num_symbols + (size_t)symbols[i]];
+    chars += !is_continuation(symbols[i]);
+    if (i + 1 < last || chars < LEAST_NEARLY || is_shared(patterns, pattern, i + 1)) continue;
+    for (int32_t pair = 0; pair < patterns->num_pairs; pair++)
+      b->nearly[(size_t)node * (size_t)patterns->num_pairs + (size_t)pair] |=
+          kinds_of(b, pattern, pair) & (TG_START | TG_END | TG_SPELLED);
+  }
 }
 
 static void measure_nodes(builder* b, int32_t pair) {
@@ -352,13 +396,6 @@ static tg_status lift_root(builder* b) {
   return TG_OK;
 }
 
-/* Whether a symbol begins what people would not write by chance: ASCII punctuation, or a character of U+2000 to U+2FFF, all of
- * them punctuation and symbols. */
-static int is_mark(int32_t symbol) {
-  return symbol == 0xE2 || (symbol > ' ' && symbol < 0x7F && !(symbol >= '0' && symbol <= '9') &&
-                            !((symbol | 0x20) >= 'a' && (symbol | 0x20) <= 'z'));
-}
-
 static int is_quote_or_bracket(int32_t symbol) {
   return symbol > 0 && symbol < CONTROL && strchr("\"'`([{<>", symbol) != NULL;
 }
@@ -374,12 +411,20 @@ static int begins_end(const builder* b, int32_t pair, int32_t node, int32_t toke
   return before < 0 || !is_quote_or_bracket(symbol_at(b->vocab, token, before));
 }
 
+/* Kinds of the markers in plain bytes that lack but their last character where the text ends. */
+static uint32_t nearly_at(const builder* b, int32_t pair, int32_t node) {
+  int32_t kinds = 0;
+  for (int32_t c = node; c; c = b->fail[c]) kinds |= b->nearly[(size_t)c * (size_t)b->patterns->num_pairs + (size_t)pair];
+  return (uint32_t)kinds;
+}
+
 /* The mask of a token that leads from `node` by `step`. */
 static uint32_t mask_of(const builder* b, int32_t pair, int32_t node, int32_t token, uint32_t step) {
   const tg_lift* lift = b->lift;
   const tg_event* event = event_of(b, step, pair);
   const tg_node* next = node_of(b, pair, (int32_t)(step & 0xFFFF));
   uint32_t mask = (uint32_t)event->kinds | (uint32_t)next->reach << 16;
+  if (!next->reach) mask |= nearly_at(b, pair, (int32_t)(step & 0xFFFF));
   if (next->end_chars > 2 || lift->call_chars[step & 0xFFFF] > 2) mask |= TG_GROWS_END;
   int64_t bytes = b->vocab->offsets[token + 1] - b->vocab->offsets[token];
   if (event->kinds == TG_IMPLICIT && event->marker_bytes + event->tail_bytes > bytes)
@@ -541,6 +586,7 @@ static void builder_clear(builder* b) {
   free(b->below);
   free(b->leaf);
   free(b->start_chars);
+  free(b->nearly);
   free(b->event);
   free(b->events.data);
   free(b->except_token.data);
@@ -575,6 +621,7 @@ tg_status tg_lift_new(const tg_vocab* vocab, const tg_patterns* patterns, tg_lif
   if (!status) status = grow_trie(&b);
   if (!status) status = link_suffixes(&b);
   if (!status) {
+    for (int32_t pattern = 0; pattern < patterns->num_patterns; pattern++) measure_nearly(&b, pattern);
     for (int32_t pair = 0; pair < patterns->num_pairs; pair++) measure_nodes(&b, pair);
     status = lift_root(&b);
   }

@@ -257,6 +257,21 @@ class Model:
                         return text[len(text) - length :], symbols
         return (), None
 
+    def nearly(self, text):
+        """Kinds of the starts and ends that lack but their last character at the end of a text, and nothing else goes on."""
+        kinds = set()
+        for symbols, kind, spelled in self.markers:
+            if kind not in ("start", "end") or any(map(is_control, symbols)) or not self.is_mark(symbols, False):
+                continue
+            last = max(i for i, byte in enumerate(symbols) if not 0x80 <= byte < 0xC0)
+            for length in range(last, len(symbols)):
+                begun = symbols[:length]
+                shared = sum(m[0][:length] == begun for m in self.markers) > 1
+                if characters(begun) >= 5 and text[len(text) - length :] == begun and not shared:
+                    foreign = self.is_foreign(symbols, kind, self.pair)
+                    kinds |= {"spelled"} if foreign else {kind, "spelled"} if spelled else {kind}
+        return kinds
+
     def reachable(self, text):
         """Kinds of the markers that a text with one of their control tokens already written can still become."""
         kinds = set()
@@ -908,6 +923,8 @@ class Model:
             kinds.add("grows")
         if self.reachable(text):
             return kinds - {None}
+        if symbols:
+            kinds |= self.nearly(text)
         if characters(half) >= 2 and symbols:
             kinds.add("half end")
         others = max(characters(half), characters(self.half(text, "implicit")[0]))

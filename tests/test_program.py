@@ -244,8 +244,10 @@ def test_cli_explain_judges_other_engines_by_structure_and_guarded_outputs_by_th
     arguments = ["explain", "--tokenizer", str(tokenizer_dirs["qwen3"]), "--output", str(file)]
     file.write_text(json.dumps({"prompt": "<|im_start|>assistant\n", "output": loose}) + "\n", encoding="utf-8")
     assert cli.main(arguments) == 0, "the model's own white space is its own"
-    assert cli.main([*arguments, "--policy", "{}"]) == 1
-    assert "token 198 '\\n' was due" in capsys.readouterr().out, "the guard would have forced its own"
+    assert cli.main([*arguments, "--policy", "{}"]) == 0
+    assert "1 skipped" in capsys.readouterr().out, "the guard would have forced its own"
+    assert cli.main([*arguments, "--policy", '{"min_answer_tokens": 3}']) == 1
+    assert "EOS before an answer" in capsys.readouterr().out
     file.write_text(json.dumps({"prompt": "<|im_start|>assistant\n", "output": silent}) + "\n", encoding="utf-8")
     assert cli.main(arguments) == 1
     assert "the thinking was never opened" in capsys.readouterr().out

@@ -1284,6 +1284,27 @@ def test_rule_20_the_prompt_s_white_space_is_not_sampled_answer():
     assert guard.row.decide().kind == EDIT
 
 
+def test_rule_2_a_forbidden_marker_is_not_spelled_up_to_its_last_character():
+    """Refused at `>` alone, models wrote `<think >` and `</think/>`."""
+    code = answering().say("`", "</")
+    assert not code.allows("think")
+    assert code.allows("t")
+    assert not code.say("t", "h", "i", "n").allows("k")
+    thinking = Guarded(prompt=["<assistant>", "<th", "ink>"]).say("a", " ", "<")
+    assert not thinking.allows("think"), "a start inside a block"
+    assert thinking.say("/").allows("think"), "the end is legal here"
+    tokens = Guarded(added=["<think>", "</think>"], prompt=["<assistant>", "<think>"]).say("a", "</")
+    assert not tokens.allows("think"), "the spelling of a token is no end"
+    short = ThinkFormat(name="s", starts=("[a]",), ends=("[/a]",), open_text="[a]", close_text="[/a]")
+    said = Guarded(short, prompt=["<assistant>", *"[a]b[/a]c"]).say("`", "[", "/")
+    assert said.allows("a"), "too short to be taken for it"
+    starts, ends = ("<deep>", "<deeply>"), ("</deep>", "</deeply>")
+    pair = ThinkFormat(name="p", starts=starts, ends=ends, open_text="<deep>", close_text="</deep>", paired=True)
+    deeply = Guarded(pair, prompt=["<assistant>", *"<deeply>a"]).say("<", "/", "d", "e", "e")
+    assert deeply.allows("p"), "another end goes on from there"
+    assert not deeply.say("p").allows(">")
+
+
 def test_rule_20_an_output_does_not_end_in_half_a_marker():
     guard = answering(max_answer_tokens=3).say("a", "b")
     assert not guard.allows("</")

@@ -247,7 +247,8 @@ def _summary(line: int, trace: ThinkTrace, thought: bool) -> str:
     """Say what happened in one output; `thought` says whether its thinking was opened."""
     state = "well-formed" if trace.well_formed and thought else "not well-formed"
     counts = f"{trace.think_blocks} think block(s), {trace.thinking_tokens} thinking tokens, closed by {trace.closed_by}"
-    lines = [f"{line}: {state}; {counts}; {len(trace.forced)} forced tokens; answer {trace.answer[:60]!r}"]
+    forced = f"{len(trace.forced)} forced tokens" + (f", {len(trace.skipped)} skipped" if trace.skipped else "")
+    lines = [f"{line}: {state}; {counts}; {forced}; answer {trace.answer[:60]!r}"]
     lines += [] if thought else ["    the thinking was never opened"]
     lines += [] if trace.answer else ["    no answer"]
     lines += [f"    token {violation.position}: {violation.what}" for violation in trace.violations]

@@ -116,6 +116,8 @@ def explain(state: ThinkState, output_ids: Sequence[int], vocabulary: Vocabulary
         if _skips(before, action, state, token_id):
             skipped.append(position)
         elif what:
+            if state.flags & StateFlag.VIOLATION and before["node"] and _is_banned(violations, position - 1):
+                violations.pop()  # it spelled the marker that is complete now
             violations.append(Violation(position, what))
         if state.flags & StateFlag.INERT:
             break
@@ -144,6 +146,13 @@ def explain(state: ThinkState, output_ids: Sequence[int], vocabulary: Vocabulary
         look_alikes=look_alikes_in(segments.text.decode("utf-8", "replace"), format),
         violations=tuple(violations),
     )
+
+
+_BANNED = "was banned, but sampled"
+
+
+def _is_banned(violations: Sequence[Violation], position: int) -> bool:
+    return bool(violations) and violations[-1].position == position and violations[-1].what.endswith(_BANNED)
 
 
 def _plain(ids: Iterable[int]) -> Iterator[int]:
@@ -212,7 +221,7 @@ def _violation(
     if action.kind == ActionKind.FORCE and action.token != token_id:
         return f"token {_named(vocabulary, action.token)} was due, but {_named(vocabulary, token_id)} was sampled"
     if not action.allows(token_id):
-        return f"token {_named(vocabulary, token_id)} was banned, but sampled"
+        return f"token {_named(vocabulary, token_id)} {_BANNED}"
     return ""
 
 
