@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from benches.quality.lab import place
-from benches.quality.ways import MEANINGS, Way
+from benches.quality.ways import ALONE, MEANINGS, Way
 from benches.report import tables
 from benches.report.results import RESULTS, Results
 from benches.report.tables import markdown, ratio, spread
@@ -24,7 +25,7 @@ README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
 STEP_PLOT = "![Time of a step against the length of the thinking](plots/step.svg)"
 QUALITY_PLOT = "![Right answers against thinking tokens](plots/quality.svg)"
 MARKS = ("<!-- {}: begin -->", "<!-- {}: end -->")
-ALONE, GUARDED = "alone", "sentence:32"  # the ways whose outputs the README shows side by side
+GUARDED = "sentence:32"  # the way whose outputs the README shows beside those of the model alone
 
 
 def outputs(name: str) -> dict[str, Any]:
@@ -148,14 +149,30 @@ def quality(found: dict[str, Any]) -> str:
     where, num = found["machine"], len(found["tasks"])
     meant = "\n".join(f"- **{name}**: {what}" for name, what in MEANINGS.items())
     about = (
-        f"SmolLM2-135M-Instruct, taught by `make lab` to think in text tags ({place.TEXT}) and with each tag as one token "
-        f"({place.TOKENS}); {num} held-out questions, greedy and sampled at T = 0.7 with noise that all policies share. "
-        "Look-alikes and dangling pieces: outputs that hold one."
+        f"SmolLM2-135M-Instruct, taught by `make lab` to think in text tags ({place.TEXT}), with each tag as one token "
+        f"({place.TOKENS}), and as it comes ({place.BASE}), which never learnt to think; {num} held-out "
+        "questions, greedy and sampled at T = 0.7 with noise that all policies share. Look-alikes and dangling pieces: "
+        "outputs that hold one."
     )
     made = (
         f"*{where['cpu']}, {where['cores']} cores, torch {where['torch']}; commit {found['commit']}; `{found['command']}`*"
     )
-    return "\n\n".join([about, tables.quality(found), meant, QUALITY_PLOT, made])
+    return "\n\n".join([about, tables.quality(found), _what_looks_alike(found), meant, QUALITY_PLOT, made])
+
+
+def _what_looks_alike(found: dict[str, Any]) -> str:
+    """The look-alikes of each model's guarded outputs by name, those of most outputs first."""
+    told = []
+    for model in dict.fromkeys(arm["model"] for arm in found["outputs"]):
+        arms = [arm for arm in found["outputs"] if arm["model"] == model and arm["way"] != ALONE]
+        outputs = [one for arm in arms for one in arm["outputs"]]
+        for where in ("in_answer", "in_thinking"):
+            first = (re.match(r"\W*[\w:-]*", one[where][0]) for one in outputs if one.get(where))
+            names = Counter(name[0] for name in first if name)
+            listed = ", ".join(f"`{name}` ({num})" for name, num in names.most_common(5))
+            if names:
+                told.append(f"- {model}, {where.replace('_', ' the ')}, {names.total()} of {len(outputs)}: {listed}")
+    return "\n".join(["What the look-alikes of guarded outputs are, by the first of each output:", "", *told])
 
 
 def watched(results: Results) -> Iterator[tuple[str, str]]:

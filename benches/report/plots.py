@@ -89,5 +89,5 @@ def _quality(found: Mapping[str, Any], path: Path) -> Path:
             axes.plot(*zip(*places, strict=True), marker=mark, markersize=10 if mark == "*" else 4, color=colour, label=name)
         axes.set_ylim(bottom=0)
     panels[0][0].set_ylabel("right answers, %")
-    panels[0][-1].legend(frameon=False, fontsize=8, loc="lower right")
+    panels[0][-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return _saved(figure, path)
