@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The sdist, and of it a wheel for every Python that is found, into dist/; each installed where no compiler is, and tried.
-# `make pythons` runs the core's tests on them.
+# `make pythons` runs the core's tests on them. One wheel for all (the limited API of 3.11, which builds unchanged) was counted in
+# instructions and left: Slots.step 9 % more, StateBatch 4 %, but ThinkState.decide() 45 % and advance() 64 %.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/pythons.sh
