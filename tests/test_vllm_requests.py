@@ -284,26 +284,40 @@ def test_with_ignore_eos_eos_is_a_plain_token(serve, said):
 def test_more_stops_than_there_is_room_for(serve, said):
     requests = serve()  # in bytes; from 65 on are letters, of which no opener of a tool call is made
     assert eos_of(requests, generation=(), stop_token_ids=list(range(65, 80))) == (IM_END, *range(65, 80))
-    assert requests.guard_of(running(stop_token_ids=list(range(65, 95)))) is None
+    assert eos_of(requests, stop_token_ids=list(range(65, 95))) == (IM_END, *range(65, 79), END_OF_TEXT)
+    assert len(said()) == 2
+    assert "stops at token 79, which the guard has to take for any other token" in said()[-1]
     assert "at most 16 ids" in said()[-1]
 
 
-@pytest.mark.parametrize(
-    ("fields", "told"),
-    [
-        ({"stop_token_ids": [END_THINK]}, "the end marker '</think>' is token 260, which is also in the EOS set"),
-        ({"stop_token_ids": [10]}, "also needed to write a marker, its white space or a message"),
-        ({"argument": {"close_message": "see </think>"}}, "could complete a marker"),
-        ({"argument": {"close_message": "a<|im_end|>b"}}, "holds a special token"),
-    ],
-)
-def test_a_request_that_cannot_be_bound_is_left_alone_and_said_once(serve, said, fields, told):
-    requests = serve()
-    for _ in range(2):
-        assert requests.guard_of(running(**fields)) is None
+def test_what_cannot_be_bound_is_left_out_and_the_rest_holds(serve, said):
+    """A message that completes a marker costs a request the message, not its budget, and not the server's default."""
+    requests = serve({"max_thinking_tokens": 9, "reserve_answer_tokens": 7})
+    for message in ("see </think>", "and </think>", "a<|im_end|>b"):
+        bound = requests.guard_of(running({"close_message": message, "max_thinking_tokens": 5})).bound
+        assert bound.source == ThinkPolicy(max_thinking_tokens=5, reserve_answer_tokens=7)
     (line,) = said()
-    assert line.startswith("thinkguard: a request is left alone: ")
-    assert told in line
+    assert line.startswith("thinkguard: close_message='see </think>' of a request is not applied: ")
+    assert "could complete a marker" in line
+
+
+def test_a_stop_that_the_close_needs_costs_no_policy(serve, said):
+    requests = serve({"max_thinking_tokens": 9, "close_message": "Enough."})
+    bound = requests.guard_of(running(stop_token_ids=[END_THINK])).bound
+    assert bound.source.close_message == "Enough."
+    assert END_THINK not in bound.eos_token_ids, "vLLM stops there: the guard sees to it that this comes"
+    assert "the end marker '</think>' is token 260, which is also in the EOS set" in said()[0]
+    assert eos_of(requests, stop_token_ids=[10]) == (IM_END, END_OF_TEXT)
+    assert policy_of(requests, stop_token_ids=[10]).max_thinking_tokens == 9
+    assert len(said()) == 1, "of one kind"
+
+
+def test_a_default_that_a_stop_does_not_go_with_is_left_out_for_that_request(serve, said):
+    requests = serve({"max_thinking_tokens": 9, "close_message": "Enough."})
+    bound = requests.guard_of(running(stop_token_ids=[ord("E")])).bound
+    assert bound.eos_token_ids == (IM_END, ord("E"), END_OF_TEXT)
+    assert bound.source == ThinkPolicy(max_thinking_tokens=9)
+    assert "close_message='Enough.' of the server's default is not applied" in said()[0]
 
 
 # --- the rest ---
@@ -340,6 +354,9 @@ def test_the_log_cannot_be_flooded(serve, said):
     requests = serve()
     for i in range(200):
         requests.guard_of(running({"close_message": f"{i}</think>"}))
+    assert len(said()) == 1, "one kind"
+    for i in range(200):
+        requests.say(f"{i}")
     assert len(said()) == 64
     assert said()[-1].endswith("reasons that come up from here on are not logged")
 

@@ -1,7 +1,7 @@
 """What becomes of each request in a vLLM engine: its fields over the server's default, bound to the served model.
 
-An exception here would end the engine for everybody, so a request that cannot be guarded is left alone, and the reason is
-logged once.
+An exception here would end the engine for everybody, so nothing is raised. What of a request cannot be bound is left out,
+and the rest holds: its other fields, the server's default, in the end the format alone. Each kind of reason is logged once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from thinkguard.vllm import interface
 from thinkguard.vllm.grammar import why_no_grammar
 
 _MAX_KEPT = 256  # different requests whose policies are kept bound
-_MAX_SAID = 64  # reasons that are logged: requests choose the words in them
+_MAX_SAID = 64  # kinds of reasons that are logged
 
 _LOG = init_logger("vllm.thinkguard")  # vLLM gives handlers to its own loggers alone
 
@@ -69,7 +69,7 @@ class Requests:
         try:
             return self._guard_of(params)
         except Exception as error:
-            self.say(f"a request is left alone: {shown(error)}")
+            self.say(f"a request is left alone: {shown(error)}", f"left alone, {type(error).__name__}")
             return None
 
     def limit_of(self, params: Any, prompt_len: int) -> int:
@@ -77,10 +77,10 @@ class Requests:
         room = max(self._max_model_len - prompt_len, 0)
         return room if params.max_tokens is None else max(min(params.max_tokens, room), 0)
 
-    def say(self, reason: str) -> None:
-        """Log a reason once."""
-        if reason not in self._said and len(self._said) < _MAX_SAID:
-            self._said.add(reason)
+    def say(self, reason: str, kind: str = "") -> None:
+        """Log a reason once: of those that hold what requests wrote, and so are ever new, the first of each kind."""
+        if (kind or reason) not in self._said and len(self._said) < _MAX_SAID:
+            self._said.add(kind or reason)
             more = "; reasons that come up from here on are not logged" if len(self._said) == _MAX_SAID else ""
             _LOG.warning("thinkguard: %s%s", reason, more)
 
@@ -106,7 +106,7 @@ class Requests:
             try:
                 asked = asked_for(params.extra_args[ARGUMENT])
             except PolicyError as error:  # it came past admission
-                self.say(f"a request's arguments are ignored, the server's default holds: {error}")
+                self.say(f"a request's arguments are ignored, the server's default holds: {error}", "ignored arguments")
         if asked is False or (asked is None and not self._by_default):
             return None
         if asked is None and params.max_tokens == 1:
@@ -125,18 +125,72 @@ class Requests:
         if grammar and self._no_grammar:
             self.say(f"requests with structured outputs are left alone, budgets included: {self._no_grammar}")
             return None
-        policy, dropped = merged(dict(fields), self._default)
-        for reason in dropped:
-            self.say(reason)
-        eos = self._eos(stops, ignore_eos)
-        if policy.max_answer_tokens is not None and not eos:
-            self.say("max_answer_tokens does not apply to a request that nothing stops (ignore_eos without stop_token_ids)")
-            policy = replace(policy, max_answer_tokens=None)
+        asked, eos = dict(fields), self._eos(stops, ignore_eos)
         try:
-            return Guard(self.program.bind(policy, eos, bare_close=grammar), asks or self._raw)
-        except ThinkGuardError as error:
-            self.say(f"a request is left alone: {error}")
-            return None
+            bound, dropped = self._bind(asked, self._default, eos, grammar)
+        except ThinkGuardError:
+            bound, dropped = self._bind_what_can_be(asked, eos, grammar)
+        for kind, reason in dropped:
+            self.say(reason, kind)
+        return Guard(bound, asks or self._raw)
+
+    def _bind(
+        self, asked: Mapping[str, Any], default: Mapping[str, Any], eos: tuple[int, ...], bare_close: bool
+    ) -> tuple[BoundPolicy, list[tuple[str, str]]]:
+        """Bind fields over a default's. Returns, too, (kind, reason) of each field that does not apply; ThinkGuardError."""
+        policy, reasons = merged(dict(asked), dict(default))
+        dropped = [(f"contradiction, {reason.partition('=')[0]}", reason) for reason in reasons]
+        if policy.max_answer_tokens is not None and not eos:
+            why = "max_answer_tokens does not apply to a request that nothing stops (ignore_eos without stop_token_ids)"
+            dropped.append(("", why))
+            policy = replace(policy, max_answer_tokens=None)
+        return self.program.bind(policy, eos, bare_close=bare_close), dropped
+
+    def _bind_what_can_be(
+        self, asked: Mapping[str, Any], eos: tuple[int, ...], grammar: bool
+    ) -> tuple[BoundPolicy, list[tuple[str, str]]]:
+        """As `_bind`, where all of a request cannot be: field by field, the default's first, each that fits those before."""
+        dropped: list[tuple[str, str]] = []
+        eos, bare_close = self._bind_stops(eos, grammar, dropped)
+        default: dict[str, Any] = {}
+        kept: dict[str, Any] = {}
+        for fields, into, whose in ((self._default, default, "the server's default"), (asked, kept, "a request")):
+            for name, value in fields.items():
+                into[name] = value
+                try:
+                    self._bind(kept, default, eos, bare_close)
+                except ThinkGuardError as error:
+                    del into[name]
+                    why = f"{name}={shown(value)} of {whose} is not applied: {error}"
+                    dropped.append((f"cannot be bound, {name} of {whose}", why))
+        bound, more = self._bind(kept, default, eos, bare_close)
+        return bound, dropped + more
+
+    def _bind_stops(
+        self, eos: tuple[int, ...], grammar: bool, dropped: list[tuple[str, str]]
+    ) -> tuple[tuple[int, ...], bool]:
+        """Of the ids at which a request stops, those that the format can be bound with; and whether nothing is forced behind
+        its end marker, as for a grammar, so that the white space there may be a stop.
+        """
+        bare = ThinkPolicy()
+        for bare_close in (grammar, True):
+            try:
+                self.program.bind(bare, eos, bare_close=bare_close)
+            except ThinkGuardError:
+                continue
+            if bare_close and not grammar:
+                why = "nothing is forced behind the end marker of a request that stops at what would be"
+                dropped.append(("stops at white space", why))
+            return eos, bare_close
+        kept: list[int] = []
+        for token_id in sorted(eos, key=lambda one: one not in self.program.eos_token_ids):
+            try:
+                self.program.bind(bare, [*kept, token_id], bare_close=grammar)
+                kept.append(token_id)
+            except ThinkGuardError as error:
+                why = f"a request stops at token {token_id}, which the guard has to take for any other token: {error}"
+                dropped.append((f"stops, {type(error).__name__}", why))
+        return tuple(one for one in eos if one in kept), grammar
 
     def _eos(self, stops: tuple[int, ...], ignore_eos: bool) -> tuple[int, ...]:
         """The ids that end a sequence: those at which vLLM stops, then the tokenizer's and the format's turn ends.
