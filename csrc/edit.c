@@ -216,8 +216,7 @@ static float ban_all(const logits_row* row, const tg_program* program, const tg_
   }
   largest = tg_largest(largest);
   TG_EACH(i, 0, policy->num_eos)
-  if (eos_is_banned(program, action, policy->eos[i])) ban(row, policy->eos[i]);
-  tg_meet();
+  if (eos_is_banned(program, action, policy->eos[i])) ban(row, policy->eos[i]); /* the lists leave these out */
   if (action->flags & TG_BAN_NEVER) ban_list(row, policy, program->never, program->num_never);
   if (action->flags & TG_BAN_BLANK)
     ban_list(row, policy, program->blank, program->num_blank);
@@ -238,8 +237,7 @@ static TG_OUT_OF_LINE int32_t apply_edit(const logits_row* row, const tg_program
   }
   if (!survives) return 0;
   float target = aims ? read_logit(row, action->token) : 0.0f;
-  tg_meet(); /* all have looked before one of them bans or writes */
-  float moved = ban_all(row, program, policy, action);
+  float moved = ban_all(row, program, policy, action); /* not the target, and all meet in it before that is written */
   if (!aims) return 1;
   float larger = moved > target ? moved : target, value = larger + action->bias;
   if (row->dtype == TG_FLOAT16 && larger <= MAX_HALF && value > MAX_HALF) value = MAX_HALF; /* inf breaks a softmax */

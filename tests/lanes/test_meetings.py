@@ -22,15 +22,13 @@ from thinkguard.device.launch import UnavailableError  # noqa: E402
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 WRITE_ALIKE = {
-    ("edit.c", "ban_list", 0), ("edit.c", "ban_all", 0),  # lists overlap, but all of them are banned
-    ("edit.c", "apply_edit", 0),  # who reads a target that was raised already finds it as able to survive
+    ("edit.c", "ban_list", 0),  # lists overlap, but all of them are banned
     ("guard.c", "tg_guard_slot", 0),  # a slot that was brought up to date already comes to the same decision
 }  # fmt: skip
 """Meetings without which no result differs in any order of lanes: only TSan tells."""
 NOT_NEEDED = {
     ("edit.c", "ban_beyond", 0),  # what is written next to these tokens is written by the same lanes
     ("edit.c", "ban_cut", 0),  # ban_beyond follows, whose tokens are others
-    ("edit.c", "apply_edit", 1),  # all met behind what they read last, and the target is not banned
     ("edit.c", "apply_allow", 0),  # all met behind what they read last
 }
 """Meetings without which all is well today."""
