@@ -51,6 +51,8 @@ def test_a_trace_names_them_and_what_was_skipped():
     assert trace.look_alikes == ("</Think>",)
     assert trace.skipped == (5,), "the message was cut where the end marker came"
     assert (trace.closed_by, trace.violations, trace.well_formed) == ("budget", (), True)
+    spelled = program.explain([], vocabulary.encode("<think>\na</think>\n\n`b` </think >") + [256], ThinkPolicy())
+    assert (spelled.look_alikes, spelled.violations) == (("</think >",), ()), "which the guard would not have let happen"
     empty = program.explain([], vocabulary.encode("<think></think>\n\nb") + [256], ThinkPolicy(max_thinking_tokens=0))
     assert (empty.skipped, empty.violations, empty.well_formed) == ((1,), (), True), "the line break of an empty block"
     bare = program.explain([], vocabulary.encode("<think>a</think>\n\nb") + [256], ThinkPolicy())

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from thinkguard.core._core import Action, ThinkState
+from thinkguard.core._core import Action, Tables, ThinkState
 from thinkguard.core.ids import index_of
 from thinkguard.core.names import ActionKind, ClosedBy, Kind, Phase, Seq, StateFlag
 from thinkguard.errors import InputError
@@ -116,8 +116,6 @@ def explain(state: ThinkState, output_ids: Sequence[int], vocabulary: Vocabulary
         if _skips(before, action, state, token_id):
             skipped.append(position)
         elif what:
-            if state.flags & StateFlag.VIOLATION and before["node"] and _is_banned(violations, position - 1):
-                violations.pop()  # it spelled the marker that is complete now
             violations.append(Violation(position, what))
         if state.flags & StateFlag.INERT:
             break
@@ -146,13 +144,6 @@ def explain(state: ThinkState, output_ids: Sequence[int], vocabulary: Vocabulary
         look_alikes=look_alikes_in(segments.text.decode("utf-8", "replace"), format),
         violations=tuple(violations),
     )
-
-
-_BANNED = "was banned, but sampled"
-
-
-def _is_banned(violations: Sequence[Violation], position: int) -> bool:
-    return bool(violations) and violations[-1].position == position and violations[-1].what.endswith(_BANNED)
 
 
 def _plain(ids: Iterable[int]) -> Iterator[int]:
@@ -220,9 +211,19 @@ def _violation(
         return f"{name} marker out of place, while {_name(phase)}"
     if action.kind == ActionKind.FORCE and action.token != token_id:
         return f"token {_named(vocabulary, action.token)} was due, but {_named(vocabulary, token_id)} was sampled"
-    if not action.allows(token_id):
-        return f"token {_named(vocabulary, token_id)} {_BANNED}"
+    if not action.allows(token_id) and not _nearly_completes(state.policy.tables, before, token_id, event):
+        return f"token {_named(vocabulary, token_id)} was banned, but sampled"
     return ""
+
+
+def _nearly_completes(tables: Tables, before: dict[str, int], token_id: int, event: Any) -> bool:
+    """Whether a token spells a marker up to its last character: a marker or a look-alike may become of that, or nothing."""
+    node = before["pair"] * (len(tables.arrays["except_offset"]) - 1) + before["node"]
+    begin, end = (int(at) for at in tables.arrays["mark_offset"][node : node + 2])
+    marks = tables.arrays["mark_token"][begin:end]
+    at = int(marks.searchsorted(token_id))
+    mask = int(tables.arrays["mark_mask"][begin + at]) if at < len(marks) and marks[at] == token_id else 0
+    return not event["kinds"] and bool(mask & (Kind.START | Kind.END | Kind.SPELLED))
 
 
 def _named(vocabulary: Vocabulary, token_id: int) -> str:
