@@ -366,7 +366,8 @@ def test_the_anthropic_stream(url):
     deltas = [event["delta"] for event in events if event["type"] == "content_block_delta"]
     thinking, answer, _ = messages(url, **{name: body[name] for name in ("max_tokens", "vllm_xargs")})
     assert status == 200
-    assert "".join(delta.get("thinking", "") for delta in deltas) == thinking
+    shown = "".join(delta.get("thinking", "") for delta in deltas)
+    assert shown.removeprefix("<think>") == thinking, "vLLM's parser leaves the start in a delta of several tokens"
     assert "".join(delta.get("text", "") for delta in deltas) == answer
 
 
