@@ -410,8 +410,9 @@ def test_the_doctor_finds_nothing_wrong(url, capsys):
         whole, streamed = checks["stream"]["evidence"]
         assert streamed.removeprefix("streamed ") == whole.removeprefix("whole ").replace("'", "'<think>", 1)
         assert statuses.pop("stream") == "problem"
+    quoting = {"note", "skipped"} if status == 1 else {"note"}  # skipped: the plain question was not streamed as wanted
     assert statuses.pop("little-room") == "could not tell", "the default's cap leaves room enough"
-    assert statuses.pop("marker-in-prompt") == "note", "vLLM 0.32's deepseek_r1 parser reads all of a prompt when it streams"
+    assert statuses.pop("marker-in-prompt") in quoting, "deepseek_r1's parser of vLLM 0.32 reads all of a streamed prompt"
     assert set(statuses.values()) == {"ok"}
 
 
