@@ -173,7 +173,8 @@ typedef struct tg_program {
                                      turn (TG_BODY) */
   const int32_t* mark_token; /* ascending for each node */
   const uint32_t* mark_mask; /* kinds | reach of the next node << 16; of kinds, TG_GROWS_END stands for TG_IMPLICIT where
-                                     the token only completes an opener that was begun before it */
+                                     the token only completes an opener that was begun before it, and a start or end in plain
+                                     bytes that lacks but its last character behind the token counts as completed */
   const tg_event* events;    /* [num_events, num_pairs] */
   const tg_node* nodes;      /* [num_pairs, num_nodes] */
   const int32_t* never;      /* tokens that are always banned (rule 3); like the lists below ascending */
